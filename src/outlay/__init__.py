@@ -1,0 +1,1 @@
+"""outlay: spend language-model tokens well."""

@@ -1,0 +1,1 @@
+"""Cheaper steps out: decoders that spend fewer or better-placed tokens."""

@@ -1,0 +1,1 @@
+"""Tasks and environments with verifiers."""

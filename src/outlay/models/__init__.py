@@ -1,0 +1,1 @@
+"""What produces tokens: local (transformers), embedded (the default) and endpoint models."""

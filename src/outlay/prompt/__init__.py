@@ -1,0 +1,1 @@
+"""Fewer tokens in: compressors of long contexts."""

@@ -1,0 +1,1 @@
+"""One scaled-down experiment a system; `outlay prove <slug>` runs it."""

@@ -1,0 +1,1 @@
+"""Small real models and worlds on which proofs and tests run."""

@@ -1,0 +1,75 @@
+"""Train, measure and save a reasoner: `python -m outlay.testbeds.reasoner --out DIR`.
+
+Writes the checkpoint (safetensors and tokenizer), `measured.json` with its accuracy tables, and a
+model card. The defaults make the shipped checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from outlay.testbeds.reasoner.train import TrainConfig
+
+DEFAULTS = TrainConfig()
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = DEFAULTS.steps,
+    seed: Annotated[int, typer.Option(help="Of weights, data and order.")] = DEFAULTS.seed,
+    hidden: Annotated[int, typer.Option(help="Width of the model.")] = DEFAULTS.hidden,
+    layers: Annotated[int, typer.Option(help="Number of layers.")] = DEFAULTS.layers,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
+    batch_tokens: Annotated[
+        int, typer.Option(help="Tokens per step, padding included.")
+    ] = DEFAULTS.batch_tokens,
+    threads: Annotated[int, typer.Option(help="CPU threads; part of the recipe.")] = 1,
+    problems: Annotated[
+        int, typer.Option(help="Problems per cell of the tables; 0 measures nothing.")
+    ] = 100,
+) -> None:
+    """Train a reasoner from scratch, measure it and save it."""
+    import torch
+    from transformers.utils import logging
+
+    from outlay.testbeds.reasoner.card import save
+    from outlay.testbeds.reasoner.evaluate import table
+    from outlay.testbeds.reasoner.train import Progress as State
+    from outlay.testbeds.reasoner.train import train
+
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()
+    config = TrainConfig(
+        steps=steps, seed=seed, hidden=hidden, layers=layers, lr=lr, batch_tokens=batch_tokens
+    )
+    last: list[State] = []
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as bar:
+        job = bar.add_task("training", total=steps, loss=float("nan"))
+
+        def report(state: State) -> None:
+            bar.update(job, completed=state.step, loss=state.loss)
+            last[:] = [state]
+
+        model, tokenizer = train(config, report)
+    rows = []
+    if problems:
+        typer.echo("measuring on held-out problems ...")
+        rows = table(model, tokenizer, config.world, config.mix.modulus, n=problems)
+    save(out, model, tokenizer, config, rows, last[0])
+    typer.echo((out / "README.md").read_text())
+    typer.echo(f"saved to {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
