@@ -171,7 +171,7 @@ def test_no_logits_rows_is_the_headless_model():
 
 
 @pytest.mark.parametrize("name", FEW)
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.integers(1, 3), st.integers(1, 14), st.integers(1, 9))
 @torch.no_grad()
 def test_any_two_steps_equal_the_flop_counter(name, batch, first, second):

@@ -1,4 +1,5 @@
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_code_words_hold_identifiers_and_their_parts() -> None:
 def test_windows_cover_all_lines_and_overlap(lines: int) -> None:
     found = windows(lines, 80, 40)
     assert {i for w in found for i in range(w.first, w.stop)} == set(range(lines))
-    assert all(b.first - a.first == 40 for a, b in zip(found, found[1:], strict=False))
+    assert all(b.first - a.first == 40 for a, b in pairwise(found))
 
 
 @pytest.mark.model

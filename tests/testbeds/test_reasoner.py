@@ -248,7 +248,7 @@ def test_a_recall_problem_follows_its_facts(seed, hops, known):
 
 
 def test_training_never_shows_an_unknown_fact_or_a_held_out_question():
-    world, mix = FactWorld(), Mix(recall=0.6)
+    world, mix = FactWorld(), Mix(recall=0.6, primer=0, ramp=0)
     stream = examples(mix, world, seed=0)
     unknown = {f"{e}.{r}={world.facts[e, r]};" for e, r in set(world.facts) - world.known_facts}
     for _ in range(1500):
@@ -323,7 +323,7 @@ def test_the_chat_template_renders_what_render_prompt_gives(tokenizer):
 def test_every_training_example_is_atoms_of_one_token_each(tokenizer):
     from outlay.testbeds.reasoner.train import encode
 
-    stream = examples(Mix(), FactWorld(), seed=3)
+    stream = examples(Mix(primer=50, ramp=150), FactWorld(), seed=3)
     batch = [next(stream) for _ in range(500)]
     for example, (ids, labels) in zip(batch, encode(batch, tokenizer), strict=True):
         assert len(ids) == len(labels)
@@ -349,7 +349,7 @@ def test_slips_are_shown_but_not_trained_on_and_are_corrected(seed, operations, 
 @given(seeds)
 def test_a_cut_is_answered_by_the_truth_only_where_it_is_derivable(seed):
     mix = Mix(recall=0, joined=0, cut=1.0, noise=Noise(), formats=(("short", 1.0),))
-    example = mix.example(random.Random(seed), FactWorld(), index=mix.ramp)
+    example = mix.example(random.Random(seed), FactWorld(), index=mix.primer + mix.ramp)
     problem = parse_question(example.text.split("<user>")[1].split("<assistant>")[0])
     thinking = read_thinking(example.text)
     done = len(label_steps(problem, thinking))
@@ -363,7 +363,7 @@ def test_a_cut_is_answered_by_the_truth_only_where_it_is_derivable(seed):
 
 
 def test_forced_ends_are_not_trained_on():
-    mix = Mix(recall=0, joined=0, cut=1.0, formats=(("long", 1.0),))
+    mix = Mix(recall=0, joined=0, cut=1.0, primer=0, formats=(("long", 1.0),))
     stream = examples(mix, FactWorld(), seed=0)
     for _ in range(50):
         atoms = {atom.text: atom for atom in next(stream).atoms}

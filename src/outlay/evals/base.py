@@ -68,6 +68,11 @@ class Task(Protocol):
         """False for losses."""
         ...
 
+    @property
+    def chat(self) -> bool:
+        """True if the prompt is a request that an instruct model should get as a chat turn."""
+        ...
+
     def sample(self, seed: int, n: int) -> Sequence[Problem]:
         """`n` problems; the same seed gives the same problems, and a larger n extends a smaller.
 

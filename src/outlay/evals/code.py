@@ -154,6 +154,11 @@ class CodeCompletion:
         return "likelihood" if self.metric == "nats per token" else "generation"
 
     @property
+    def chat(self) -> bool:
+        """False: the prompt is code to go on with."""
+        return False
+
+    @property
     def higher_is_better(self) -> bool:
         """False for nats per token."""
         return self.metric != "nats per token"

@@ -110,6 +110,11 @@ class CodeQA:
         return "accuracy"
 
     @property
+    def chat(self) -> bool:
+        """True where the answer is generated; options are scored after the bare prompt."""
+        return self.form == "open"
+
+    @property
     def higher_is_better(self) -> bool:
         """Always True."""
         return True

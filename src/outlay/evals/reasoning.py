@@ -94,6 +94,11 @@ class ReasoningGym:
         return "accuracy"
 
     @property
+    def chat(self) -> bool:
+        """True: the prompt is a question."""
+        return True
+
+    @property
     def higher_is_better(self) -> bool:
         """Always True."""
         return True

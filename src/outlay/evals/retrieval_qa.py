@@ -103,6 +103,11 @@ class RetrievalQA:
         return "generation"
 
     @property
+    def chat(self) -> bool:
+        """True: the prompt is a question."""
+        return True
+
+    @property
     def higher_is_better(self) -> bool:
         """Always True."""
         return True

@@ -1,1 +1,53 @@
 """What produces tokens: local (transformers), embedded (the default) and endpoint models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from outlay.errors import DependencyError, InputError
+
+if TYPE_CHECKING:
+    from outlay.models.base import Model
+
+
+def load(spec: str = "embedded", **options: Any) -> Model:
+    """A model by name.
+
+    Args:
+        spec: "embedded" (SmolLM2-135M-Instruct), "reasoner" (the testbed that thinks), a URL of an
+            OpenAI-compatible server with the model's name after "#"
+            ("http://127.0.0.1:8000/v1#qwen"), or whatever transformers loads (a folder or an id).
+            A suffix "@fast" or "@exact" chooses the mode of local models.
+        options: further arguments of `LocalModel.load` or `EndpointModel`.
+
+    Raises:
+        ModelError: if it cannot be loaded.
+        DependencyError: if transformers is not installed.
+
+    Example:
+        >>> load("embedded@fast").mode
+        'fast'
+    """
+    if not spec.strip():
+        raise InputError("the model's name is empty; use 'embedded', a folder, an id or a URL")
+    if spec.startswith(("http://", "https://")):
+        from outlay.models.endpoint import EndpointModel
+
+        url, _, name = spec.partition("#")
+        return EndpointModel(url, name, **options)
+    base, _, mode = spec.partition("@")
+    mode = mode or options.pop("mode", "exact")
+    try:
+        from outlay.models import embedded
+        from outlay.models.local import LocalModel
+    except ImportError as error:
+        raise DependencyError(
+            f"local models need torch and transformers ({error}); pip install 'outlay[local]'"
+        ) from error
+    if base == "embedded":
+        return embedded.load(cast(Any, mode), **options)
+    if base == "reasoner":
+        from outlay.testbeds.reasoner.store import checkpoint_path
+
+        return LocalModel.load(checkpoint_path(), mode=cast(Any, mode), name="reasoner", **options)
+    return LocalModel.load(base, mode=cast(Any, mode), **options)

@@ -133,7 +133,7 @@ class LocalModel:
         target = choose_device(device)
         low = mode == "fast" and target.type != "cpu"
         bars = hf_logging.is_progress_bar_enabled()
-        hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        hf_logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -147,7 +147,7 @@ class LocalModel:
             ) from error
         finally:
             if bars:
-                hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+                hf_logging.enable_progress_bar()
         if not tokenizer.is_fast:
             raise ModelError(f"{path} has no fast tokenizer, which scoring needs for offsets")
         model = model.to(target).eval()

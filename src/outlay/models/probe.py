@@ -115,9 +115,9 @@ def _scoring(send: Callable[..., Reply | None], logged: Reply | None) -> ScoreBy
             continue
         tokens, values = prompt_scores(reply, way)
         size = covering(tokens, sampled.text)
-        if 0 < size < len(values):
-            again, before = sum(values[-size:]), sum(sampled.logprobs)
-            if abs(again - before) <= AGREE * size:
+        if size == len(sampled.logprobs) < len(values):
+            pairs = zip(values[-size:], sampled.logprobs, strict=True)
+            if sum(abs(again - before) for again, before in pairs) <= AGREE * size:
                 return way
     return None
 
@@ -141,7 +141,8 @@ def _size(reply: Reply | None) -> int | None:
 
 
 def prompt_scores(reply: Reply, score_by: ScoreBy) -> tuple[list[str], list[float]]:
-    """Tokens of the prompt as text, and their log-probabilities (NaN for the first); empty where there are none."""
+    """Tokens of the prompt as text, and their log-probabilities: NaN for the first, and empty
+    where the reply has none."""
     choice = reply.ordered()[0]
     if score_by == "echo":
         sampled = 1 if reply.usage is None else reply.usage.generated

@@ -28,6 +28,9 @@ class Int8Linear(nn.Module):
         linear: the layer to replace; its weights are rounded in place.
     """
 
+    int8_OI: torch.Tensor
+    scale_O: torch.Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight_OI = linear.weight.data.float()

@@ -69,9 +69,9 @@ class ClientTokenizer:
             return ()
         encode = self.tokenizer.encode
         try:
-            known = inspect.signature(encode).parameters
+            known = set(inspect.signature(encode).parameters)
         except (TypeError, ValueError):  # compiled: tokenizers.Tokenizer takes the argument
-            known = {"add_special_tokens": None}  # type: ignore[dict-item]
+            known = {"add_special_tokens"}
         if "add_special_tokens" in known:
             encoded = encode(text, add_special_tokens=start)
         elif "disallowed_special" in known:  # tiktoken refuses special text unless told otherwise

@@ -176,7 +176,8 @@ class RemoteTree:
         except BaseException:  # interrupted: all of it may have been sampled
             account.settle(hold, sum(hold.limits))
             raise
-        total, sampled = Bill(), []
+        total = Bill()
+        sampled: list[tuple[Plan, Outcome, list[str], list[Charge]]] = []
         for plan in plans:
             if plan.call is None:
                 sampled.append((plan, Outcome(), [], []))
@@ -334,6 +335,9 @@ class RemoteTree:
         if note:
             self._caller.warn(f"{self!r}: {note}")
         exact = bool(choice.token_ids)
+        if finish == "stop" and not sampling.include_stop:
+            kept = _before_stop(text, sampling.stop)
+            exact, text = exact and kept == text, kept
         return self._child(
             plan.task.branch,
             number,
@@ -355,6 +359,11 @@ class RemoteTree:
             finish="budget" if task.sampling.max_tokens else "length",
             exact=True,
         )
+
+
+def _before_stop(text: str, stops: Sequence[str]) -> str:
+    """`text` without the stop string that it ends in, if any."""
+    return next((text.removesuffix(stop) for stop in stops if text.endswith(stop)), text)
 
 
 def _seed(seed: int, path: tuple[int, ...]) -> int:

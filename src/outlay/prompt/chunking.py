@@ -295,8 +295,10 @@ def _cover(lines: Sequence[str], found: Sequence[Definition]) -> list[Chunk]:
         cuts.add(first)
         names.setdefault(first, item.name)
         if not item.head:
-            cuts.add(item.stop)
             floor = item.stop
+            while floor < len(lines) and not lines[floor].strip():
+                floor += 1  # blank lines belong to what they follow
+            cuts.add(floor)
     borders = sorted(cuts)
     filled = [bool(line.strip()) and not _CLOSERS.fullmatch(line) for line in lines]
     content = [i for i, full in enumerate(filled) if full]

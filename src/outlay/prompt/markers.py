@@ -17,12 +17,15 @@ import re
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from outlay.errors import BudgetError
 from outlay.prompt.base import CountTokens
 from outlay.prompt.chunking import Chunk, comment_prefix
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_LONG_LINE = 200  # characters; a longer line of prose is cut into sentences
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 _REACH = 2  # non-blank kept lines on either side of a change that its price is counted with
 
 
@@ -32,9 +35,24 @@ def marker_text(language: str) -> str:
     return f"{prefix} ..." if prefix else "..."
 
 
+def _sentences(text: str, at: int, end: int) -> list[int]:
+    """Borders that cut text[at:end] after sentences, and overlong sentences between words."""
+    borders = [at, *(m.end() for m in _SENTENCE_END.finditer(text, at, end)), end]
+    cut = [at]
+    for border in borders[1:]:
+        while border - cut[-1] > 2 * _LONG_LINE:
+            space = text.rfind(" ", cut[-1] + 1, cut[-1] + _LONG_LINE)
+            cut.append(space + 1 if space > 0 else cut[-1] + _LONG_LINE)
+        if border > cut[-1]:
+            cut.append(border)
+    return cut
+
+
 @dataclass(frozen=True)
 class Source:
     """A text as lines, without trailing blank lines, with the place of each in the original.
+
+    Prose has its long lines cut further, into sentences; a "line" below is one of those pieces.
 
     Args:
         lines: (n,) lines without line ends, as `lines[first:stop]`.
@@ -42,33 +60,53 @@ class Source:
         ends: (n,) character after each line's last, its line end excluded.
         costs: (n,) tokens of each line together with the line break before it; an estimate of
             what the line adds to a text.
+        rows: (n,) the original line number, from 0, that each is on.
+        following: (n + 1,) the first line at or after each that is not blank.
     """
 
     lines: tuple[str, ...]
     starts: tuple[int, ...]
     ends: tuple[int, ...]
     costs: tuple[int, ...]
-    following: tuple[int, ...] = field(repr=False, default=())
+    rows: tuple[int, ...]
+    following: tuple[int, ...] = field(repr=False)
 
     @classmethod
-    def read(cls, text: str, count: CountTokens) -> Source:
+    def read(cls, text: str, count: CountTokens, language: str = "python") -> Source:
         """Split `text` (any line ends) and count every line once."""
-        lines, starts, ends = [], [], []
+        lines, starts, ends, rows = [], [], [], []
         at = 0
-        for match in [*_LINE_END.finditer(text), None]:
+        for row, match in enumerate([*_LINE_END.finditer(text), None]):
             end = len(text) if match is None else match.start()
-            lines.append(text[at:end])
-            starts.append(at)
-            ends.append(end)
+            borders = [at, end]
+            if language == "text" and end - at > _LONG_LINE:
+                borders = _sentences(text, at, end)
+            for first, stop in pairwise(borders):
+                lines.append(text[first:stop])
+                starts.append(first)
+                ends.append(stop)
+                rows.append(row)
             at = end if match is None else match.end()
         while lines and not lines[-1].strip():
             lines.pop()
         n = len(lines)
-        costs = tuple(count(f"\n{line}") if line.strip() else 0 for line in lines)
+        costs = [
+            0
+            if not line.strip()
+            else count(f"\n{line}" if i == 0 or rows[i] > rows[i - 1] else line)
+            for i, line in enumerate(lines)
+        ]
         following = [n] * (n + 1)
         for i in range(n - 1, -1, -1):
             following[i] = i if lines[i].strip() else following[i + 1]
-        return cls(tuple(lines), tuple(starts[:n]), tuple(ends[:n]), costs, tuple(following))
+        return cls(
+            lines=tuple(lines),
+            starts=tuple(starts[:n]),
+            ends=tuple(ends[:n]),
+            costs=tuple(costs),
+            rows=tuple(rows[:n]),
+            following=tuple(following),
+        )
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -145,7 +183,7 @@ class Assembly:
         spans: list[tuple[int, int]] = []
         previous = -2
         for line in self._kept:
-            if line == previous + 1:
+            if line == previous + 1 and spans:
                 spans[-1] = (spans[-1][0], self.source.ends[line])
             else:
                 spans.append((self.source.starts[line], self.source.ends[line]))
@@ -155,6 +193,7 @@ class Assembly:
     def _render(self, kept: Sequence[int], before: int, stop: int) -> str:
         """Text of `kept`, lines strictly between `before` and `stop` being known to be missing."""
         out: list[str] = []
+        rows = self.source.rows
         previous = before
         for line in [*kept, stop]:
             if line > previous + 1 and self.marker:
@@ -167,7 +206,11 @@ class Assembly:
             if line < stop:
                 if out and line in self.breaks:
                     out.append("")
-                out.append(self.source.lines[line])
+                piece = self.source.lines[line]
+                if out and line == previous + 1 and rows[line] == rows[previous]:
+                    out[-1] += piece  # the next sentence of the same line of prose
+                else:
+                    out.append(piece)
             previous = line
         return "\n".join(out)
 

@@ -75,8 +75,8 @@ def _retrieve(
     if (whole := unchanged(prompt, text, limit, count)) is not None:
         return whole
     question = check_text(question, "question") if question.strip() else ""
-    source = Source.read(prompt, count)
     language = resolve_language(language, text)
+    source = Source.read(prompt, count, language)
     notes: list[str] = []
     if method.unit == "window":
         chunks = windows(len(source), method.window, method.overlap)
@@ -95,7 +95,7 @@ def _retrieve(
         "chunks": [
             {
                 "name": chunks[i].name,
-                "lines": [chunks[i].first + 1, chunks[i].stop],
+                "lines": [source.rows[chunks[i].first] + 1, source.rows[chunks[i].stop - 1] + 1],
                 "score": float(scores[i]),
                 "rank": rank,
             }

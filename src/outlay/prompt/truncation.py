@@ -139,8 +139,8 @@ class RandomFunctions:
         limit, text = prompt_limit(budget), check_text(prompt)
         if (whole := unchanged(prompt, text, limit, count)) is not None:
             return whole
-        source = Source.read(prompt, count)
         language = resolve_language(language, text)
+        source = Source.read(prompt, count, language)
         chunks, notes = split_chunks(source.lines, language, separator=self.separator)
         order = list(range(len(chunks)))
         random.Random(self.seed).shuffle(order)
@@ -170,11 +170,11 @@ class RandomLines:
     def compress(
         self, prompt: str, question: str, budget: Budget, *, count: CountTokens, language: str = ""
     ) -> Compressed:
-        """See `Compressor.compress`; `question` and `language` are not used."""
+        """See `Compressor.compress`; `question` is not used."""
         limit, text = prompt_limit(budget), check_text(prompt)
         if (whole := unchanged(prompt, text, limit, count)) is not None:
             return whole
-        source = Source.read(prompt, count)
+        source = Source.read(prompt, count, resolve_language(language, text))
         order = [i for i in range(len(source)) if not source.blank(i)]
         random.Random(self.seed).shuffle(order)
         # Start from the lines that should fit by their own counts, then correct by real ones.

@@ -59,8 +59,10 @@ facts were in training; the others cannot be known, and chance is 1/{values}.
 shared machine, loss of the last step {loss:.3f}. The loss covers completions only; wrong results
 written on purpose, forced `Wait`s and forced ends are shown but not trained on. One question in
 eight is held out by a hash of its text. Mix: {recall:.0%} recall, {joined:.0%} joined chains, the
-rest single chains of 1 to {max_operations} operations, longer as training goes on; formats
-{formats}, independent of difficulty; {cut:.0%} of thinking is cut short.
+rest single chains of 1 to {max_operations} operations; formats {formats}, independent of
+difficulty; {cut:.0%} of thinking is cut short. The first {primer:,} examples are clean and
+short, so that tables and facts are learnt first; then the longest chain grows over {ramp:,}
+examples.
 
 ## Measured
 
@@ -139,6 +141,7 @@ def save(
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # the writer makes it private; packages need it read
     record = {
         "config": asdict(config),
         "training": asdict(progress),
@@ -169,6 +172,8 @@ def save(
         max_operations=mix.max_operations,
         formats=", ".join(f"{name} {share / weight:.0%}" for name, share in mix.formats),
         cut=mix.cut,
+        primer=mix.primer,
+        ramp=mix.ramp,
         measured=_measured(rows, world.values),
     )
     (out / "README.md").write_text(card)

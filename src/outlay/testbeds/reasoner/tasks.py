@@ -74,6 +74,7 @@ class ChainArith:
     kind: Kind = field(default="generation", init=False)
     metric: str = field(default="accuracy", init=False)
     higher_is_better: bool = field(default=True, init=False)
+    chat: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         low, high = self.operations
@@ -135,6 +136,7 @@ class ChainRecall:
     kind: Kind = field(default="generation", init=False)
     metric: str = field(default="accuracy", init=False)
     higher_is_better: bool = field(default=True, init=False)
+    chat: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if self.facts not in ("known", "unseen", "mixed"):

@@ -251,7 +251,12 @@ class Mix:
         cut: share of thinking cut short and answered.
         cut_chain: probability that a chain of several is cut short.
         newline: share of cuts closed by a line break before the end tag.
-        ramp: examples over which the longest problem grows from two operations to its full length;
+        primer: examples before all others that are clean and short: tables of arithmetic and facts
+            are learnt from these in a fraction of the time that the whole mix takes.
+        primer_operations: longest chain of the primer.
+        primer_recall: share of recall problems in the primer.
+        primer_direct: share of direct answers to a single operation in the primer.
+        ramp: examples after them over which the longest problem grows to its full length;
             copying from the question is learnt much sooner on short chains.
         noise: slips and waits.
     """
@@ -259,8 +264,8 @@ class Mix:
     modulus: int = MODULUS
     max_operations: int = 12
     max_joined: int = 18
-    recall: float = 0.2
-    joined: float = 0.12
+    recall: float = 0.3
+    joined: float = 0.15
     formats: tuple[tuple[Format, float], ...] = (
         ("direct", 0.15),
         ("short", 0.3),
@@ -271,13 +276,18 @@ class Mix:
     cut: float = 0.15
     cut_chain: float = 0.15
     newline: float = 0.2
-    ramp: int = 20000
+    primer: int = 24000
+    primer_operations: int = 4
+    primer_recall: float = 0.4
+    primer_direct: float = 0.1
+    ramp: int = 12000
     noise: Noise = Noise(slip=0.03, wait=0.02, last_wait=0.15, more_waits=0.5)
 
     def problem(self, rng: random.Random, world: FactWorld, index: int) -> AnyProblem:
         """The random training problem of example `index`; never a held-out one."""
-        grown = min(1.0, index / self.ramp) if self.ramp else 1.0
-        longest = round(2 + (self.max_operations - 2) * grown)
+        grown = min(1.0, (index - self.primer) / self.ramp) if self.ramp else 1.0
+        start = self.primer_operations
+        longest = round(start + (self.max_operations - start) * grown)
         joined_longest = round(3 + (self.max_joined - 3) * grown)
         draw = rng.random()
         if draw < self.recall:
@@ -292,6 +302,25 @@ class Mix:
         operations = rng.randint(1, longest)
         return sample_problem(rng, [operations], self.modulus, split="train")
 
+    def _first(self, rng: random.Random, world: FactWorld) -> Example:
+        """A primer example: clean, short format, or the direct answer of a single operation."""
+        draw = rng.random()
+        problem: AnyProblem
+        if draw < self.primer_recall:
+            problem = self._recall(rng, world)
+        elif draw < self.primer_recall + self.primer_direct:
+            problem = sample_problem(rng, [1], self.modulus, split="train")
+            return self._direct(problem, rng)
+        else:
+            operations = rng.randint(1, self.primer_operations)
+            problem = sample_problem(rng, [operations], self.modulus, split="train")
+        atoms, answer = think(problem, "short")
+        return _example(problem, "short", atoms, answer)
+
+    def _direct(self, problem: AnyProblem, rng: random.Random) -> Example:
+        forced = rng.random() < self.untagged
+        return _example(problem, None if forced else "direct", [], problem.answer, forced)
+
     def _recall(self, rng: random.Random, world: FactWorld) -> RecallProblem:
         if rng.random() < 0.5:
             return world.sample(rng, 2, known=True, split="train")
@@ -302,6 +331,8 @@ class Mix:
 
     def example(self, rng: random.Random, world: FactWorld, index: int) -> Example:
         """The random training example `index` of a stream."""
+        if index < self.primer:
+            return self._first(rng, world)
         problem = self.problem(rng, world, index)
         names = [name for name, _ in self.formats]
         weights = [weight for _, weight in self.formats]
@@ -309,12 +340,8 @@ class Mix:
         single = isinstance(problem, ChainProblem) and len(problem.chains) == 1
         if format == "code" and not single:
             format = "short"
-        prompt = render_prompt(problem.question)
         if format == "direct":
-            tag = [] if rng.random() < self.untagged else [Atom("<direct>")]
-            closed = bool(tag)
-            end = [Atom(END_THINK, trained=closed), Atom(ANSWER, trained=closed)]
-            return Example(prompt, (*tag, *end, *_answer_atoms(problem.answer), Atom(EOS)))
+            return self._direct(problem, rng)
         atoms, answer = think(problem, format, rng, self.noise, self.cut_chain)
         forced = rng.random() < self.cut
         if forced:
@@ -322,9 +349,21 @@ class Mix:
             answer = _reached(atoms, problem, answer)
             if rng.random() < self.newline:
                 atoms.append(Atom("\n", trained=False))
-        end = [Atom(END_THINK, trained=not forced), Atom(ANSWER, trained=not forced)]
-        tag = [Atom(f"<{format}>")]
-        return Example(prompt, (*tag, *atoms, *end, *_answer_atoms(answer), Atom(EOS)))
+        return _example(problem, format, atoms, answer, forced)
+
+
+def _example(
+    problem: AnyProblem,
+    format: Format | None,
+    atoms: Sequence[Atom],
+    answer: str,
+    forced: bool = False,
+) -> Example:
+    """Prompt, format tag, thinking, end (`forced` ends are not trained on) and answer."""
+    tag = [Atom(f"<{format}>")] if format else []
+    end = [Atom(END_THINK, trained=not forced), Atom(ANSWER, trained=not forced)]
+    parts = (*tag, *atoms, *end, *_answer_atoms(answer), Atom(EOS))
+    return Example(render_prompt(problem.question), parts)
 
 
 def _answer_atoms(answer: str) -> list[Atom]:

@@ -1,0 +1,149 @@
+"""The two calls behind `outlay ask` and `outlay compress`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from outlay.budget import Budget
+from outlay.errors import CapabilityError, InputError
+from outlay.example import has_chat
+from outlay.files import TextFile, read_text
+from outlay.models.base import Account, Generation, Message, Model, Prompt, SamplingParams, Scorer
+from outlay.prompt.base import Compressed
+from outlay.stack import Stack
+
+SEPARATOR = "# ===== {name} ====="
+
+
+def ask(
+    question: str,
+    *,
+    context: str = "",
+    model: Model | str = "embedded",
+    stack: Stack | str = "full",
+    budget: Budget | None = None,
+    sampling: SamplingParams | None = None,
+    raw: bool = False,
+    on_text: Callable[[str], None] | None = None,
+) -> Generation:
+    """Answer one question within a budget.
+
+    Args:
+        question: what is asked.
+        context: material that the stack's prompt method may shorten; put before the question.
+        model: a model or its spec.
+        stack: a stack or its spec.
+        budget: what may be spent; None is 256 generated tokens. With a prompt method,
+            stages={"prompt": ...} says how large the context may be.
+        sampling: temperature and so on.
+        raw: continue the text as it is, without a chat template.
+        on_text: called with each piece of the answer as it is produced (plain decoding streams;
+            other decoders call it once).
+
+    Returns:
+        The answer; its `ledger` holds every stage's bill.
+    """
+    target = _model(model)
+    chosen = _stack(stack, target)
+    budget = budget or Budget(tokens=256)
+    prompt_budget, run_budget = chosen.budgets(budget)
+    account = Account.open(run_budget, method=chosen.label())
+    if prompt_budget is not None and context:
+        shorter = chosen.prompt.compress(context, question, prompt_budget, count=target.count)
+        account.ledger.extend(shorter.ledger)
+        context = shorter.text
+    text = f"{context.rstrip()}\n\n{question}" if context else question
+    prompt: Prompt = text
+    if not raw and has_chat(target):
+        prompt = [Message(role="user", content=text)]
+    limit = run_budget.stage("answer") or 1024
+    sampling = sampling or SamplingParams(max_tokens=limit)
+    if chosen.decode is not None:
+        answer = chosen.decode.generate(target, prompt, run_budget, sampling, account=account)
+        if on_text is not None:
+            on_text(answer.text)
+        return cast(Generation, answer)
+    generation = None
+    for chunk in target.stream(prompt, run_budget, sampling, account=account):
+        if on_text is not None and chunk.text:
+            on_text(chunk.text)
+        generation = chunk.generation
+    assert generation is not None
+    return generation
+
+
+def compress(
+    sources: str | Path | TextFile | Sequence[str | Path | TextFile],
+    question: str = "",
+    *,
+    budget: int | Budget,
+    method: str = "longcodezip",
+    model: Model | str = "embedded",
+    scorer: Scorer | str | None = None,
+    language: str = "",
+    encoding: str | None = None,
+) -> Compressed:
+    """Shorten source files to a token budget, keeping what the question needs.
+
+    Args:
+        sources: paths; several files are joined, each under a line with its name. To compress
+            text that is already in memory, call the method's own `compress`.
+        question: what will be asked about them.
+        budget: target tokens of the result.
+        method: a prompt method's spec.
+        model: whose tokenizer counts.
+        scorer: model that judges relevance; None is `model` where it can score.
+        language: of the sources; "" takes it from the file names.
+        encoding: of the files; None detects it.
+
+    Raises:
+        InputError: for files that cannot be read, and methods that do not compress.
+    """
+    target = _model(model)
+    paths = [sources] if isinstance(sources, str | Path | TextFile) else list(sources)
+    if not paths:
+        raise InputError("nothing to compress; name at least one file")
+    files = [p if isinstance(p, TextFile) else read_text(p, encoding=encoding) for p in paths]
+    stack = _stack(method, target, scorer)
+    if stack.prompt is None:
+        raise InputError(f"{method} does not compress; choose a prompt method (outlay methods)")
+    languages = {file.language for file in files}
+    if not language and len(languages) == 1:
+        language = languages.pop()
+    text = files[0].text
+    if len(files) > 1:
+        text = "\n".join(f"{SEPARATOR.format(name=f.path.name)}\n{f.text}" for f in files)
+    if not isinstance(budget, Budget):
+        budget = Budget(tokens=budget, counts="prompt")
+    return cast(
+        Compressed,
+        stack.prompt.compress(text, question, budget, count=target.count, language=language),
+    )
+
+
+def _model(model: Model | str) -> Model:
+    if not isinstance(model, str):
+        return model
+    from outlay import models
+
+    return models.load(model)
+
+
+def _stack(spec: Stack | str, model: Model, scorer: Scorer | str | None = None) -> Stack:
+    if isinstance(spec, Stack):
+        return spec
+    from outlay.comparison import needs_scorer
+
+    given: dict[str, Any] = {}
+    if needs_scorer(spec):
+        judge: object = model if scorer is None else scorer
+        if isinstance(judge, str):
+            judge = _model(judge)
+        elif scorer is None and not isinstance(judge, Scorer):
+            judge = _model("embedded")
+        if not isinstance(judge, Scorer):
+            raise CapabilityError(f"{spec} needs a scorer that gives losses; use a local model")
+        given["scorer"] = judge
+    return Stack.parse(spec, given=given)

@@ -1,0 +1,113 @@
+"""`outlay ask`: one question, one budget, and the bill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from outlay.budget import Budget, Counts
+from outlay.cli import errors, show_json
+from outlay.errors import InputError
+from outlay.ledger import Ledger
+
+
+def bill(ledger: Ledger) -> list[str]:
+    """A ledger as lines: tokens by stage and role."""
+    lines = []
+    for (stage, role), total in ledger.by("stage", "role").items():
+        parts = [
+            f"{value} {name}"
+            for name, value in (
+                ("prompt", total.prompt_new),
+                ("cached", total.prompt_cached),
+                ("generated", total.generated),
+                ("forced", total.forced),
+                ("retried", total.retried),
+                ("discarded", total.discarded),
+            )
+            if value
+        ]
+        sign = "~" if total.estimated else ""
+        lines.append(f"{stage}/{role}: {sign}{', '.join(parts)} tokens, {total.seconds:.2f} s")
+    return lines + [f"note: {note}" for note in ledger.notes()]
+
+
+def stack_spec(
+    prompt: str | None, decode: str | None, cache: str | None, reason: str | None
+) -> str:
+    """The stack that the slots' options name."""
+    return "+".join(part for part in (prompt, decode, cache, reason) if part) or "full"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def ask(
+        question: Annotated[str, typer.Argument(help="What to ask.")],
+        budget: Annotated[int, typer.Option(help="Tokens that may be spent.")] = 256,
+        counts: Annotated[
+            str, typer.Option(help="What the budget counts: generated, think or all.")
+        ] = "generated",
+        context: Annotated[list[Path] | None, typer.Option(help="Files to put before it.")] = None,
+        context_budget: Annotated[
+            int | None, typer.Option(help="Tokens of the context after --prompt.")
+        ] = None,
+        model: Annotated[str, typer.Option(help="A model's spec.")] = "embedded",
+        prompt: Annotated[str | None, typer.Option(help="Method that shortens.")] = None,
+        decode: Annotated[str | None, typer.Option(help="Method that decodes.")] = None,
+        cache: Annotated[str | None, typer.Option(help="Method that shrinks the cache.")] = None,
+        reason: Annotated[str | None, typer.Option(help="Method that reasons.")] = None,
+        temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+        seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+        raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
+        """Answer one question within a budget, streaming, with the ledger after it."""
+        with errors(as_json):
+            from outlay import api
+            from outlay.files import read_text
+            from outlay.models.base import SamplingParams
+
+            if prompt is not None and context_budget is None:
+                raise InputError(
+                    f"--prompt {prompt} needs --context-budget, the size to shorten to"
+                )
+            stages = None
+            if context_budget is not None:
+                if counts != "all":
+                    stages = {"prompt": context_budget, "answer": budget}
+                    limit = Budget(tokens=budget + context_budget, counts="all", stages=stages)
+                else:
+                    stages = {"prompt": context_budget}
+                    limit = Budget(tokens=budget, counts="all", stages=stages)
+            else:
+                limit = Budget(tokens=budget, counts=cast(Counts, counts))
+            text = "\n\n".join(read_text(path).text for path in context or [])
+            answer = api.ask(
+                question,
+                context=text,
+                model=model,
+                stack=stack_spec(prompt, decode, cache, reason),
+                budget=limit,
+                sampling=SamplingParams(max_tokens=budget, temperature=temperature, seed=seed),
+                raw=raw,
+                on_text=None if as_json else lambda piece: typer.echo(piece, nl=False),
+            )
+            if as_json:
+                show_json(
+                    {
+                        "text": answer.text,
+                        "finish_reason": answer.finish_reason,
+                        "thinking": getattr(answer, "thinking", None),
+                        "budget": limit.label(),
+                        "ledger": answer.ledger.to_dict(),
+                    }
+                )
+                return
+            typer.echo("")
+            typer.secho(f"[{limit.label()}; ended by {answer.finish_reason}]", dim=True, err=True)
+            for line in bill(answer.ledger):
+                typer.secho(line, dim=True, err=True)

@@ -1,0 +1,72 @@
+"""`outlay methods`: what there is, from the registry."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import typer
+
+from outlay import registry
+from outlay.cli import errors, show_json
+
+
+def rows(kind: Any = "methods") -> list[dict[str, str]]:
+    """Registered entries as data; imports none of them."""
+    entries = registry.methods() if kind == "methods" else registry.tasks()
+    return [
+        {
+            "slug": entry.slug,
+            "room": entry.room,
+            "paper": entry.paper,
+            "title": entry.title,
+            "class": entry.target,
+            "summary": entry.summary,
+        }
+        for entry in entries
+    ]
+
+
+def knobs(slug: str) -> list[dict[str, str]]:
+    """The public knobs of a method or task: name, type and default."""
+    known = {entry["slug"] for entry in rows("methods")}
+    cls = registry.find("methods" if slug in known else "tasks", slug).load()
+    found = []
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        default = field.default
+        if default is dataclasses.MISSING:
+            made = field.default_factory
+            default = "required" if made is dataclasses.MISSING else made()
+        found.append({"knob": field.name, "type": str(field.type), "default": str(default)})
+    return found
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def methods(
+        slug: Annotated[str | None, typer.Argument(help="Show this one's knobs.")] = None,
+        tasks: Annotated[bool, typer.Option("--tasks", help="List tasks instead.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
+        """List methods (or tasks), or the knobs of one."""
+        with errors(as_json):
+            kind = "tasks" if tasks else "methods"
+            found = rows(kind) if slug is None else knobs(slug)
+            if as_json:
+                show_json(found)
+                return
+            from rich.console import Console
+            from rich.table import Table
+
+            table = Table(header_style="bold")
+            columns = list(found[0]) if found else []
+            for name in columns:
+                if name != "class":
+                    table.add_column(name, overflow="fold")
+            for row in found:
+                table.add_row(*(row[name] for name in columns if name != "class"))
+            Console().print(table)

@@ -1,0 +1,96 @@
+"""The baselines of thinking budgets: hard truncation, and no thinking at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from outlay.budget import Budget
+from outlay.decode.thinking_budget import ThinkingBudget, ThinkResult
+from outlay.errors import InputError
+from outlay.models.base import Account, Generation, Model, Prompt, SamplingParams
+
+_GREEDY = SamplingParams()
+
+
+@dataclass(frozen=True)
+class PlainDecoder:
+    """Generate until the model stops or the budget is spent: hard truncation, nothing forced.
+
+    Args:
+        max_tokens: at most this many tokens; None takes the budget's, else the sampling's.
+
+    Raises:
+        InputError: if max_tokens is not >= 1.
+    """
+
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise InputError(
+                f"max_tokens={self.max_tokens}; must be >= 1, or None for the budget's"
+            )
+
+    def generate(
+        self,
+        model: Model,
+        prompt: Prompt,
+        budget: Budget | None = None,
+        sampling: SamplingParams = _GREEDY,
+        *,
+        account: Account | None = None,
+    ) -> Generation:
+        """Continue `prompt` within `budget`; see `Model.generate`."""
+        limit = self.max_tokens
+        if limit is None and budget is not None and budget.counts != "prompt":
+            limit = budget.tokens
+        if limit is not None:
+            sampling = replace(sampling, max_tokens=limit)
+        return model.generate(prompt, budget, sampling, account=account)
+
+
+@dataclass(frozen=True)
+class NoThinking:
+    """Close the thinking before it begins and answer at once.
+
+    Args:
+        think_open, think_close, answer_open, overthink_prefix, newline, max_answer: as in
+            `ThinkingBudget`.
+
+    Raises:
+        InputError: as `ThinkingBudget` does.
+    """
+
+    think_open: str | None = None
+    think_close: str | None = None
+    answer_open: str | None = None
+    overthink_prefix: str = "Final Answer:"
+    newline: str = "\n"
+    max_answer: int = 1024
+
+    def __post_init__(self) -> None:
+        self.decoder()
+
+    def decoder(self) -> ThinkingBudget:
+        """The thinking budget of 0 that this is."""
+        return ThinkingBudget(
+            max_think=0,
+            think_open=self.think_open,
+            think_close=self.think_close,
+            answer_open=self.answer_open,
+            overthink_prefix=self.overthink_prefix,
+            newline=self.newline,
+            max_answer=self.max_answer,
+        )
+
+    def generate(
+        self,
+        model: Model,
+        prompt: Prompt,
+        budget: Budget | None = None,
+        sampling: SamplingParams = _GREEDY,
+        *,
+        account: Account | None = None,
+    ) -> ThinkResult:
+        """Answer `prompt` directly, within `budget`."""
+        return self.decoder().generate(model, prompt, budget, sampling, account=account)

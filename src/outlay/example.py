@@ -1,0 +1,148 @@
+"""One example under one stack and budget: the inner step of a comparison."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from outlay.budget import Budget
+from outlay.errors import CapabilityError, InputError
+from outlay.evals.base import Problem, Task, continuations, pick
+from outlay.models.base import Account, Message, Model, Prompt, SamplingParams, Scorer
+from outlay.records import Record
+from outlay.stack import Stack
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A record and the texts behind it, for the report's drill-down."""
+
+    record: Record
+    texts: dict[str, str]
+
+
+def run_example(
+    model: Model,
+    stack: Stack,
+    task: Task,
+    problem: Problem,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    sampling: SamplingParams = SamplingParams(),  # noqa: B008 - frozen
+    label: str | None = None,
+    task_name: str | None = None,
+) -> Outcome:
+    """Answer one problem and judge the answer.
+
+    Args:
+        model: the target.
+        stack: what runs.
+        task: judges.
+        problem: from `task.sample`.
+        budget: see `Stack.budgets`.
+        seed: of sampling; mixed with the example's id, so that examples differ.
+        sampling: temperature and so on; its seed is replaced.
+        label: name of the stack in the record; None for `stack.label()`.
+        task_name: name of the task in the record; None for `task.name`.
+
+    Raises:
+        OutlayError: whatever a method raises for this example.
+    """
+    for slot in ("vision", "cache", "reason"):
+        if getattr(stack, slot) is not None:
+            raise CapabilityError(
+                f"the slot {slot!r} cannot run on a text task yet; use prompt and decode methods"
+            )
+    prompt_budget, run_budget = stack.budgets(budget)
+    method = label or stack.label()
+    account = Account.open(run_budget, method=method)
+    context = problem.context
+    texts: dict[str, str] = {"question": problem.question}
+    if prompt_budget is not None and context:
+        shorter = stack.prompt.compress(
+            context, problem.question, prompt_budget, count=model.count, language=problem.language
+        )
+        account.ledger.extend(shorter.ledger)
+        context = shorter.text
+        if shorter.warnings:
+            texts["warnings"] = "\n".join(shorter.warnings)
+    prompt = task.prompt(problem, context)
+    texts["prompt"] = prompt
+    key = hashlib.blake2b(f"{seed}:{problem.id}".encode(), digest_size=4).digest()
+    sampling = replace(sampling, seed=int.from_bytes(key, "big"))
+    if task.kind == "likelihood":
+        quality = _loss(model, prompt, problem.answer, account)
+    elif task.kind == "choice":
+        root = model.open(prompt, account=account)
+        answer = pick(problem, model.score(root, continuations(problem), account=account))
+        account.ledger.deliver(root.ids())
+        texts["answer"] = answer
+        quality = task.verify(problem, answer)
+    else:
+        answer = _generate(model, stack, task, prompt, run_budget, sampling, account, texts)
+        quality = task.verify(problem, answer)
+    texts["expected"] = problem.answer
+    record = Record(
+        task=task_name or task.name,
+        example=problem.id,
+        method_stack=method,
+        budget=budget,
+        seed=seed,
+        quality=float(quality),
+        ledger=account.ledger,
+    )
+    return Outcome(record, texts)
+
+
+def _loss(model: Model, prompt: str, target: str, account: Account) -> float:
+    """Mean loss of the target's tokens after the prompt, in nats."""
+    if not isinstance(model, Scorer):
+        raise CapabilityError(
+            f"{model.name} cannot score given text; use a local model or a generation metric "
+            "(code-completion:metric=edit_similarity)"
+        )
+    joined = prompt + target
+    if (size := model.count(joined)) > model.context_length:
+        raise InputError(
+            f"prompt and target have {size} tokens, the window of {model.name} is "
+            f"{model.context_length}; compress the prompt"
+        )
+    (losses,) = model.losses([joined], keep_from=[len(prompt)], account=account)
+    nll = losses.nll[np.isfinite(losses.nll)]
+    if not len(nll):
+        raise InputError(f"the target {target!r} has no token to score")
+    return float(nll.mean())
+
+
+def _generate(
+    model: Model,
+    stack: Stack,
+    task: Task,
+    text: str,
+    budget: Budget,
+    sampling: SamplingParams,
+    account: Account,
+    texts: dict[str, str],
+) -> str:
+    prompt: Prompt = text
+    if task.chat and has_chat(model):
+        prompt = [Message(role="user", content=text)]
+    if stack.decode is None:
+        generation = model.generate(prompt, budget, sampling, account=account)
+    else:
+        generation = stack.decode.generate(model, prompt, budget, sampling, account=account)
+    if thinking := getattr(generation, "thinking", ""):
+        texts["thinking"] = thinking
+    texts["answer"] = generation.text
+    texts["finish"] = generation.finish_reason
+    return generation.text
+
+
+def has_chat(model: Any) -> bool:
+    """True if the model takes chat messages."""
+    tokenizer = getattr(model, "tokenizer", None)
+    return tokenizer is None or bool(getattr(tokenizer, "chat_template", None))

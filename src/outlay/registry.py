@@ -1,0 +1,330 @@
+"""Methods and tasks by name.
+
+One static table; nothing is imported until an entry is used. Third-party packages add entries
+through the entry-point groups `outlay.methods` and `outlay.tasks`, each naming a `Entry` instance.
+
+A *spec* is how a user writes a method on a command line: `slug` or `slug:knob=value,knob=value`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from typing import Any, Literal
+
+from outlay.errors import DependencyError, InputError
+
+Slot = Literal["prompt", "vision", "decode", "cache", "reason"]
+SLOTS: tuple[Slot, ...] = typing.get_args(Slot)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method or task.
+
+    Args:
+        slug: its name: a slug of the table of systems, slug/part, or a baseline's name.
+        target: "module:Class".
+        room: the package of outlay that it lives in.
+        title: the system's own name.
+        summary: one line.
+        paper: arXiv number, "" for baselines.
+        proof: True where `outlay prove <slug>` exists.
+    """
+
+    slug: str
+    target: str
+    room: str
+    title: str
+    summary: str
+    paper: str = ""
+    proof: bool = False
+
+    def load(self) -> type:
+        """The class, imported now.
+
+        Raises:
+            DependencyError: if it needs an optional dependency that is missing.
+        """
+        module, _, name = self.target.partition(":")
+        try:
+            return typing.cast(type, getattr(importlib.import_module(module), name))
+        except ImportError as error:
+            raise DependencyError(
+                f"{self.slug} needs a package that is not installed ({error}); "
+                "pip install 'outlay[all]', or run 'outlay doctor'"
+            ) from error
+
+
+_P = "outlay.prompt"
+_METHODS = (
+    Entry(
+        "longcodezip",
+        f"{_P}.longcodezip:LongCodeZip",
+        "prompt",
+        "LongCodeZip",
+        "compress long code context in two stages under a token budget",
+        "2510.00446",
+        proof=True,
+    ),
+    Entry(
+        "m1",
+        "outlay.decode.thinking_budget:ThinkingBudget",
+        "decode",
+        "m1 budget forcing",
+        "force minimum and maximum thinking tokens, always end with an answer",
+        "2504.00869",
+        proof=True,
+    ),
+    Entry(
+        "head",
+        f"{_P}.truncation:HeadTruncation",
+        "prompt",
+        "Head truncation",
+        "keep the beginning of the context",
+    ),
+    Entry(
+        "tail",
+        f"{_P}.truncation:TailTruncation",
+        "prompt",
+        "Tail truncation",
+        "keep the end of the context",
+    ),
+    Entry(
+        "random-functions",
+        f"{_P}.truncation:RandomFunctions",
+        "prompt",
+        "Random functions",
+        "keep whole functions at random",
+    ),
+    Entry(
+        "random-lines",
+        f"{_P}.truncation:RandomLines",
+        "prompt",
+        "Random lines",
+        "keep lines at random",
+    ),
+    Entry(
+        "bm25",
+        f"{_P}.retrieval:BM25",
+        "prompt",
+        "BM25 retrieval",
+        "keep the chunks that share words with the question",
+    ),
+    Entry(
+        "embedding",
+        f"{_P}.retrieval:EmbeddingRetrieval",
+        "prompt",
+        "Embedding retrieval",
+        "keep the chunks whose MiniLM embedding is closest to the question's",
+    ),
+    Entry(
+        "plain",
+        "outlay.decode.plain:PlainDecoder",
+        "decode",
+        "Plain decoding",
+        "generate until the budget cuts it off",
+    ),
+    Entry(
+        "no-thinking",
+        "outlay.decode.plain:NoThinking",
+        "decode",
+        "No thinking",
+        "answer at once, without thinking",
+    ),
+)
+
+_TASKS = (
+    Entry(
+        "code-completion",
+        "outlay.evals.code:CodeCompletion",
+        "evals",
+        "Code completion",
+        "complete a function whose needed definition lies elsewhere in a long module",
+    ),
+    Entry(
+        "code-qa",
+        "outlay.evals.code_qa:CodeQA",
+        "evals",
+        "Code questions",
+        "questions about functions of a long module, answered from its source",
+    ),
+    Entry(
+        "retrieval-qa",
+        "outlay.evals.retrieval_qa:RetrievalQA",
+        "evals",
+        "Retrieval questions",
+        "questions whose answer lies inside long documents",
+    ),
+    Entry(
+        "reasoning-gym",
+        "outlay.evals.reasoning:ReasoningGym",
+        "evals",
+        "Reasoning gym",
+        "arithmetic, logic and puzzles made by rule, with verifiers",
+    ),
+    Entry(
+        "chainarith",
+        "outlay.testbeds.reasoner.tasks:ChainArith",
+        "testbeds",
+        "ChainArith",
+        "chains of one-digit operations, for the reasoner testbed",
+    ),
+    Entry(
+        "chainrecall",
+        "outlay.testbeds.reasoner.tasks:ChainRecall",
+        "testbeds",
+        "ChainRecall",
+        "one- and two-hop questions over synthetic facts, for the reasoner testbed",
+    ),
+)
+
+
+@cache
+def _table(kind: Literal["methods", "tasks"]) -> Mapping[str, Entry]:
+    rows = {entry.slug: entry for entry in (_METHODS if kind == "methods" else _TASKS)}
+    for point in metadata.entry_points(group=f"outlay.{kind}"):
+        entry = point.load()
+        if not isinstance(entry, Entry):
+            raise InputError(f"entry point {point.name} ({point.value}) is no outlay Entry")
+        if entry.slug in rows:
+            raise InputError(f"{point.value} takes the name {entry.slug!r}, which exists already")
+        rows[entry.slug] = entry
+    return rows
+
+
+def methods() -> list[Entry]:
+    """All methods: built in first, then those of other packages."""
+    return list(_table("methods").values())
+
+
+def tasks() -> list[Entry]:
+    """All tasks."""
+    return list(_table("tasks").values())
+
+
+def find(kind: Literal["methods", "tasks"], slug: str) -> Entry:
+    """The entry named `slug`.
+
+    Raises:
+        InputError: if there is none, with the closest names.
+    """
+    table = _table(kind)
+    if slug in table:
+        return table[slug]
+    close = difflib.get_close_matches(slug, table, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise InputError(f"unknown {kind[:-1]} {slug!r}; {hint}known are: {', '.join(table)}")
+
+
+def slug_of(instance: object) -> str:
+    """The slug of a method's or task's instance; its class name where it is not registered."""
+    target = f"{type(instance).__module__}:{type(instance).__qualname__}"
+    for kind in ("methods", "tasks"):
+        for entry in _table(typing.cast(Any, kind)).values():
+            if entry.target == target:
+                return entry.slug
+    return type(instance).__name__
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
+    """Split `slug:knob=value,knob=value` into the slug and its raw knobs.
+
+    Commas inside brackets belong to the value.
+
+    Raises:
+        InputError: for a part that is not `knob=value`.
+    """
+    slug, _, rest = spec.partition(":")
+    knobs: dict[str, str] = {}
+    depth, start = 0, 0
+    for i, char in enumerate(rest + ","):
+        depth += (char in "[({") - (char in "])}")
+        if char == "," and depth == 0:
+            part = rest[start:i].strip()
+            start = i + 1
+            if not part:
+                continue
+            name, equals, value = part.partition("=")
+            if not equals or not name.strip():
+                raise InputError(f"{part!r} in {spec!r} is not knob=value")
+            knobs[name.strip()] = value.strip()
+    return slug.strip(), knobs
+
+
+def create(
+    kind: Literal["methods", "tasks"], spec: str, *, given: Mapping[str, Any] | None = None
+) -> Any:
+    """Build the method or task that `spec` names.
+
+    Args:
+        kind: which table.
+        spec: `slug` or `slug:knob=value,...`; values are JSON or bare strings.
+        given: objects for fields that a command line cannot write (a scorer); used only where
+            the class has such a field and the spec does not set it.
+
+    Raises:
+        InputError: for unknown names and knobs, and values of the wrong type.
+    """
+    slug, raw = parse_spec(spec)
+    cls = find(kind, slug).load()
+    knobs = _coerce(cls, slug, raw)
+    names = {field.name for field in dataclasses.fields(cls) if field.init}
+    for name, value in (given or {}).items():
+        if name in names and name not in knobs:
+            knobs[name] = value
+    missing = [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.init
+        and field.name not in knobs
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise InputError(f"{slug} needs {', '.join(missing)}; write {slug}:{missing[0]}=...")
+    return cls(**knobs)
+
+
+def _coerce(cls: type, slug: str, raw: Mapping[str, str]) -> dict[str, Any]:
+    from pydantic import TypeAdapter, ValidationError
+
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    hints = typing.get_type_hints(cls)
+    knobs: dict[str, Any] = {}
+    for name, text in raw.items():
+        if name not in fields:
+            close = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise InputError(f"{slug} has no knob {name!r}; {hint}it has: {', '.join(fields)}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = {"True": True, "False": False, "None": None}.get(text, text)
+        try:
+            knobs[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise InputError(f"{slug}: {name}={text} is not usable ({reason})") from error
+    return knobs
+
+
+def label(instance: object) -> str:
+    """A method's spec: its slug and the knobs that differ from the defaults."""
+    if not dataclasses.is_dataclass(instance):
+        return slug_of(instance)
+    changed = []
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        plain = isinstance(value, str | int | float | bool | tuple | type(None))
+        if field.init and plain and value != field.default:
+            shown = value if isinstance(value, str) else json.dumps(value)
+            changed.append(f"{field.name}={shown}")
+    return slug_of(instance) + (":" + ",".join(changed) if changed else "")

@@ -1,0 +1,105 @@
+"""Stack: what runs on one example, at most one method a slot.
+
+Slots compose in the order in which a token lives: a prompt method shortens the context, a vision
+method the image, a cache method what is kept of both; a decoder produces the answer, or a reason
+method does so with many calls. A reason method decides itself how to decode, so it takes the place
+of a decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from outlay import registry
+from outlay.budget import Budget
+from outlay.errors import BudgetError, InputError
+from outlay.registry import SLOTS, Slot
+
+NOTHING = "full"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """At most one method a slot; an empty stack is the model as it is, on the full prompt.
+
+    Args:
+        prompt: a compressor of the context.
+        vision: a pruner of image tokens.
+        decode: a decoder.
+        cache: a KV cache.
+        reason: a solver.
+
+    Raises:
+        InputError: if decode and reason are both given.
+    """
+
+    prompt: Any = None
+    vision: Any = None
+    decode: Any = None
+    cache: Any = None
+    reason: Any = None
+
+    def __post_init__(self) -> None:
+        if self.decode is not None and self.reason is not None:
+            raise InputError(
+                f"{registry.label(self.reason)} decodes by itself; "
+                f"drop {registry.label(self.decode)} or the reason method"
+            )
+
+    @classmethod
+    def parse(cls, spec: str, *, given: Mapping[str, Any] | None = None) -> Stack:
+        """Build a stack from specs joined by "+", for instance "longcodezip+m1:n_wait=2".
+
+        Args:
+            spec: method specs (see `registry.parse_spec`); "full" is the empty stack.
+            given: objects for fields that a spec cannot write (see `registry.create`).
+
+        Raises:
+            InputError: for unknown methods or two methods of one slot.
+        """
+        if spec.strip() == NOTHING:
+            return cls()
+        chosen: dict[Slot, Any] = {}
+        for part in spec.split("+"):
+            entry = registry.find("methods", registry.parse_spec(part)[0])
+            slot = next((name for name in SLOTS if name == entry.room), None)
+            if slot is None:
+                raise InputError(
+                    f"{entry.slug} lives in {entry.room}/, which is no slot of a stack; "
+                    f"slots are {', '.join(SLOTS)}"
+                )
+            if slot in chosen:
+                raise InputError(
+                    f"{spec!r} has two methods for the slot {slot!r}; keep one of them"
+                )
+            chosen[slot] = registry.create("methods", part, given=given)
+        return cls(**chosen)
+
+    def label(self) -> str:
+        """The spec that makes this stack again, as far as a spec can say it."""
+        chosen = [getattr(self, field.name) for field in fields(self)]
+        return "+".join(registry.label(m) for m in chosen if m is not None) or NOTHING
+
+    def budgets(self, budget: Budget) -> tuple[Budget | None, Budget]:
+        """Split `budget` into the compressor's and the generation's.
+
+        A budget that counts prompt tokens is the compressor's; generation is then unlimited by it.
+        Any other budget is the generation's, and the compressor's part is its stage "prompt".
+
+        Raises:
+            BudgetError: if the stack compresses and the budget does not say to what size.
+        """
+        if budget.counts == "prompt":
+            return (budget if self.prompt is not None else None), Budget()
+        if self.prompt is None:
+            return None, budget
+        share = (budget.stages or {}).get("prompt")
+        if not share:
+            raise BudgetError(
+                f"{registry.label(self.prompt)} needs to know the prompt's size, and the budget "
+                f"of {budget.label()} does not say it; use counts='prompt', or give "
+                "stages={'prompt': ...}"
+            )
+        return Budget(tokens=share, counts="prompt"), budget
