@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outlay.budget import Budget
-from outlay.decode.base import Decoder
+from outlay.decode.base import Decoder, ThinkResult
 from outlay.decode.delimiters import resolve
 from outlay.decode.plain import NoThinking, PlainDecoder
-from outlay.decode.thinking_budget import ThinkingBudget, ThinkResult
+from outlay.decode.thinking_budget import ThinkingBudget
 from outlay.errors import BudgetError, CapabilityError, InputError
 from outlay.models.base import Account, Capabilities, SamplingParams
 from outlay.models.endpoint import EndpointModel
@@ -22,7 +22,7 @@ from outlay.models.local import LocalModel
 from outlay.testbeds.reasoner import ChainArith
 
 PROMPT = "<user>3+4=?<assistant><think>"
-PREFIX = "\n</think><answer>\nFinal Answer:"
+PREFIX = "\n</think><answer>"
 Says = Callable[[str], LocalModel]
 
 
@@ -147,7 +147,9 @@ def test_forced_tokens_are_the_waits_the_newline_and_the_answer_prefix(
     cost = restless.count(wait)
     if limit <= cost:
         limit += cost
-    decoder = ThinkingBudget(max_think=limit, n_wait=n_wait, wait=wait, max_answer=2)
+    decoder = ThinkingBudget(
+        max_think=limit, n_wait=n_wait, wait=wait, overthink_prefix="So: ", max_answer=2
+    )
     result = decoder.generate(restless, PROMPT, None, SamplingParams(temperature=1, seed=seed))
     assert spent_thinking(result, cost) <= limit
     closing = result.tokens["forced"] - result.waits * cost
@@ -156,7 +158,7 @@ def test_forced_tokens_are_the_waits_the_newline_and_the_answer_prefix(
     if not kept:
         newline = not (PROMPT + result.thinking).endswith("\n")
         cut = result.think_finish == "length"
-        text = "\n" * newline + "</think><answer>" + ("\nFinal Answer:" if cut else "")
+        text = "\n" * newline + "</think><answer>" + ("\nSo: " if cut else "")
         assert closing == restless.count(text)
     totals = result.ledger.totals()
     assert totals.forced == result.tokens["forced"]
@@ -305,6 +307,15 @@ def test_plain_decoding_is_hard_truncation(reasoner, problems):
     assert PlainDecoder(max_tokens=3).generate(reasoner, prompt).ledger.totals().generated == 3
 
 
+def test_truncation_in_a_batch_equals_truncation_one_by_one(babbler):
+    prompts = [f"<user>{k}+4=?<assistant><think>" for k in range(3)]
+    together = PlainDecoder().generate_many(babbler, prompts, Budget(tokens=7))
+    for prompt, result in zip(prompts, together, strict=True):
+        alone = PlainDecoder().generate(babbler, prompt, Budget(tokens=7))
+        assert (alone.text, alone.token_ids) == (result.text, result.token_ids)
+        assert result.ledger.totals().generated == 7
+
+
 def test_forcing_keeps_answers_parsable_where_truncation_loses_them(reasoner, problems):
     decoder = ThinkingBudget(max_think=8, overthink_prefix="", newline="", max_answer=4)
     results = decoder.generate_many(reasoner, [prompt for prompt, _, _ in problems])
@@ -320,8 +331,9 @@ def test_all_three_are_decoders():
 
 
 def test_delimiters_come_from_the_chat_template(tokenizer):
-    found = resolve(tokenizer, None, None, None, name="reasoner")
+    found = resolve(tokenizer, None, None, None, None, name="reasoner")
     assert (found.open, found.close, found.answer) == ("<think>", "</think>", "<answer>")
+    assert found.prefix == ""  # the tag opens the answer: no "Final Answer:" on top
     assert found.close_id == tokenizer.convert_tokens_to_ids("</think>")
 
 
@@ -351,7 +363,15 @@ def test_any_pair_of_strings_will_do(says: Says):
     assert cut.text == "]]]"
     long = ThinkingBudget(max_think=6, max_answer=3, **pair).generate(says("a"), "q", None)
     assert long.thinking == "aaaaaa"
-    assert long.tokens["forced"] == says("a").count("\n]](\nFinal Answer:")
+    assert long.tokens["forced"] == says("a").count("\n]](")
+
+
+def test_final_answer_is_announced_where_nothing_else_opens_the_answer(says: Says):
+    pair = {"think_open": "[[", "think_close": "]]", "answer_open": ""}
+    result = ThinkingBudget(max_think=6, max_answer=3, **pair).generate(says("a"), "q")
+    assert result.tokens["forced"] == says("a").count("\n]]\nFinal Answer:")
+    tagged = ThinkingBudget(max_think=6, max_answer=3, overthink_prefix="So: ")
+    assert tagged.generate(says("a"), PROMPT).tokens["forced"] == says("a").count(PREFIX + "\nSo: ")
 
 
 def test_other_ends_of_thinking_are_recognised(says: Says):

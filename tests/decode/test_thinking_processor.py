@@ -17,7 +17,7 @@ from outlay.models.local import LocalModel
 from outlay.testbeds.reasoner import ChainArith
 
 PROMPT = "<user>3+4=?<assistant><think>"
-PREFIX = "\n</think><answer>\nFinal Answer:"
+PREFIX = "\n</think><answer>"
 PLAIN = {"overthink_prefix": "", "newline": ""}
 
 
@@ -60,7 +60,7 @@ def test_it_writes_what_the_session_writes(reasoner, tokenizer):
 
 def test_a_model_that_never_stops_is_cut_to_the_token(tokenizer):
     network = always(tokenizer, "a")
-    processor = ThinkingBudgetProcessor(tokenizer, 5)
+    processor = ThinkingBudgetProcessor(tokenizer, 5, overthink_prefix="Final Answer:")
     (text,) = complete(network, tokenizer, [PROMPT], processor, max_new_tokens=25)
     assert text == "aaaaa\n</think><answer>\nFinal Answer:aaa"
     assert processor.forced_tokens() == 17

@@ -26,6 +26,7 @@ PAIRS = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|im_start|>think", "<|im_start|>answer"),
 )
+PREFIX = "Final Answer:"  # as in s1 and m1
 _PROBE: list[Message] = [{"role": "user", "content": "probe-6b1f"}]
 
 
@@ -36,13 +37,15 @@ class Delimiters:
     Args:
         open: written before the thinking.
         close: written after it.
-        answer: what a chat template writes between the close and the answer.
+        answer: what opens the answer after a forced close.
+        prefix: what then follows where thinking was cut.
         close_ids: token ids of `close`; () where there is no tokenizer at hand.
     """
 
     open: str
     close: str
     answer: str
+    prefix: str
     close_ids: tuple[int, ...]
 
     @property
@@ -80,6 +83,7 @@ def resolve(
     think_open: str | None,
     think_close: str | None,
     answer_open: str | None,
+    overthink_prefix: str | None,
     *,
     name: str,
 ) -> Delimiters:
@@ -90,6 +94,8 @@ def resolve(
         think_open, think_close: the pair; None detects it.
         answer_open: forced between a forced close and the answer; None takes what the chat template
             writes there when thinking is turned off.
+        overthink_prefix: forced after that where thinking was cut; None is "Final Answer:" unless
+            a tag opens the answer already.
         name: of the model, for messages.
 
     Raises:
@@ -101,12 +107,15 @@ def resolve(
         think_open, think_close = _detect(tokenizer, name)
     if answer_open is None:
         answer_open = _template_answer(tokenizer, think_close)
+    if overthink_prefix is None:
+        overthink_prefix = "" if answer_open.strip() else PREFIX
     ids: tuple[int, ...] = ()
     if tokenizer is not None:
         ids = tuple(check(tokenizer, "think_close", think_close, name))
+        check(tokenizer, "overthink_prefix", overthink_prefix, name)
         check(tokenizer, "think_open", think_open, name)
         check(tokenizer, "answer_open", answer_open, name)
-    return Delimiters(think_open, think_close, answer_open, ids)
+    return Delimiters(think_open, think_close, answer_open, overthink_prefix, ids)
 
 
 def check(tokenizer: Any, knob: str, text: str, name: str) -> list[int]:

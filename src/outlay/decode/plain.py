@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from outlay.budget import Budget
-from outlay.decode.thinking_budget import ThinkingBudget, ThinkResult
+from outlay.decode.base import ThinkResult
+from outlay.decode.batching import sample
+from outlay.decode.thinking_budget import ThinkingBudget
 from outlay.errors import InputError
 from outlay.models.base import Account, Generation, Model, Prompt, SamplingParams
 
@@ -41,12 +44,43 @@ class PlainDecoder:
         account: Account | None = None,
     ) -> Generation:
         """Continue `prompt` within `budget`; see `Model.generate`."""
+        return model.generate(prompt, budget, self._limited(budget, sampling), account=account)
+
+    def generate_many(
+        self,
+        model: Model,
+        prompts: Sequence[Prompt],
+        budget: Budget | None = None,
+        sampling: SamplingParams = _GREEDY,
+    ) -> list[Generation]:
+        """`generate` for every prompt in one batched call, each with its own ledger."""
+        accounts = [Account.open(budget, method="plain") for _ in prompts]
+        roots = [
+            model.open(prompt, account=account)
+            for prompt, account in zip(prompts, accounts, strict=True)
+        ]
+        wants = [self._limited(budget, sampling)] * len(roots)
+        made = []
+        grown = sample(model, roots, wants, accounts, "answer")
+        for root, child, account in zip(roots, grown, accounts, strict=True):
+            branch = root if child is None else child[0]
+            account.ledger.deliver(branch.ids())
+            made.append(
+                Generation(
+                    "" if child is None else branch.text,
+                    () if child is None else branch.token_ids,
+                    "budget" if child is None else branch.finish,
+                    account.ledger,
+                    branch.logprobs,
+                )
+            )
+        return made
+
+    def _limited(self, budget: Budget | None, sampling: SamplingParams) -> SamplingParams:
         limit = self.max_tokens
         if limit is None and budget is not None and budget.counts != "prompt":
             limit = budget.tokens
-        if limit is not None:
-            sampling = replace(sampling, max_tokens=limit)
-        return model.generate(prompt, budget, sampling, account=account)
+        return sampling if limit is None else replace(sampling, max_tokens=limit)
 
 
 @dataclass(frozen=True)
@@ -64,7 +98,7 @@ class NoThinking:
     think_open: str | None = None
     think_close: str | None = None
     answer_open: str | None = None
-    overthink_prefix: str = "Final Answer:"
+    overthink_prefix: str | None = None
     newline: str = "\n"
     max_answer: int = 1024
 

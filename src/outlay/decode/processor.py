@@ -43,7 +43,7 @@ class ThinkingBudgetProcessor(LogitsProcessor):
         wait: text written instead of an end.
         think_open, think_close: the delimiters; None detects them.
         answer_open: forced after a forced close; None takes what the chat template writes there.
-        overthink_prefix: forced after that.
+        overthink_prefix: forced after that; None is "Final Answer:" unless a tag opens the answer.
         newline: forced before close and prefix, unless one is there.
         prompt_length: thinking begins after this many ids in every row, whatever they are; None
             looks for the opening tag. Give it where the tag takes several tokens.
@@ -69,7 +69,7 @@ class ThinkingBudgetProcessor(LogitsProcessor):
         think_open: str | None = None,
         think_close: str | None = None,
         answer_open: str | None = None,
-        overthink_prefix: str = "Final Answer:",
+        overthink_prefix: str | None = None,
         newline: str = "\n",
         prompt_length: int | None = None,
         eos_token_id: int | Sequence[int] | None = None,
@@ -79,9 +79,10 @@ class ThinkingBudgetProcessor(LogitsProcessor):
         if not n_wait >= 0 or (n_wait != math.inf and n_wait != int(n_wait)):
             raise InputError(f"n_wait={n_wait}; must be a whole number >= 0, or math.inf")
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        found = tags.resolve(tokenizer, think_open, think_close, answer_open, name=name)
-        for knob, text in (("newline", newline), ("overthink_prefix", overthink_prefix)):
-            tags.check(tokenizer, knob, text, name)
+        found = tags.resolve(
+            tokenizer, think_open, think_close, answer_open, overthink_prefix, name=name
+        )
+        tags.check(tokenizer, "newline", newline, name)
         self._tokenizer = tokenizer
         self._max, self._min, self._waits = max_think, min_think, n_wait
         self._open = tags.encode(tokenizer, found.open)
@@ -93,8 +94,8 @@ class ThinkingBudgetProcessor(LogitsProcessor):
                 "tokens; raise it, or set n_wait=0"
             )
         tail = found.close + found.answer
-        if overthink_prefix:
-            tail += ("" if tail.endswith(newline) else newline) + overthink_prefix
+        if found.prefix:
+            tail += ("" if tail.endswith(newline) else newline) + found.prefix
         self._newline = newline
         self._ending = {  # by whether the thinking lacks the newline
             lacks: tags.encode(tokenizer, (newline if lacks else "") + tail)

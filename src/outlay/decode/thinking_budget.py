@@ -19,21 +19,23 @@ of one per phase, and cannot wait.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from outlay.budget import Budget
 from outlay.decode import delimiters as tags
+from outlay.decode.base import ThinkResult
 from outlay.decode.batching import late, sample
 from outlay.decode.delimiters import Delimiters
-from outlay.errors import BudgetError, CapabilityError, InputError
+from outlay.decode.limits import thinking_limit
+from outlay.decode.served import Server, served
+from outlay.errors import BudgetError, InputError
 from outlay.ledger import Stage
 from outlay.models.base import (
     Account,
     Branch,
     Finish,
-    Generation,
     Model,
     Prompt,
     SamplingParams,
@@ -42,31 +44,9 @@ from outlay.models.base import (
 if TYPE_CHECKING:
     from outlay.decode.processor import ThinkingBudgetProcessor
 
-Server = Literal["client", "vllm", "llama.cpp"]
 MinBy = Literal["mask", "wait"]
 
 _GREEDY = SamplingParams()
-# The request field by which each server limits one request's thinking.
-_FIELDS = {"vllm": "thinking_token_budget", "llama.cpp": "thinking_budget_tokens"}
-
-
-@dataclass(frozen=True)
-class ThinkResult(Generation):
-    """An answer and the thinking before it; `text` and `token_ids` are the answer's.
-
-    Args:
-        thinking: its text, forced "Wait"s included, delimiters not.
-        think_finish: why it ended: "stop" by its end marker, "eos" by end-of-text, "length" or
-            "budget" by force.
-        waits: continuations that were forced.
-        tokens: by kind: "thinking" (sampled while thinking, end markers included), "forced"
-            (waits, close and answer prefix), "answer" (sampled after that).
-    """
-
-    thinking: str = ""
-    think_finish: Finish = "length"
-    waits: int = 0
-    tokens: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,7 +86,8 @@ class ThinkingBudget:
             vocabulary.
         answer_open: appended to a forced close; None takes what the chat template writes there.
         ends: further strings that end the thinking, for models that leave it without its marker.
-        overthink_prefix: appended after that where thinking was cut at B.
+        overthink_prefix: appended after that where thinking was cut at B; None is "Final Answer:"
+            unless a tag opens the answer already.
         newline: written before a forced close and before the prefix, unless one is there; "" for
             none.
         max_answer: most tokens of the answer.
@@ -126,7 +107,7 @@ class ThinkingBudget:
     think_close: str | None = None
     answer_open: str | None = None
     ends: tuple[str, ...] = ()
-    overthink_prefix: str = "Final Answer:"
+    overthink_prefix: str | None = None
     newline: str = "\n"
     max_answer: int = 1024
     server: Server = "client"
@@ -229,11 +210,22 @@ class ThinkingBudget:
             self.think_open,
             self.think_close,
             self.answer_open,
+            self.overthink_prefix,
             name=model.name,
         )
         if self.server != "client":
             return [
-                self._serve(model, found, prompt, budget, params, place)
+                served(
+                    model,
+                    prompt,
+                    budget,
+                    params,
+                    place,
+                    server=self.server,
+                    delimiters=found,
+                    max_think=self.max_think,
+                    max_answer=self.max_answer,
+                )
                 for prompt, params, place in zip(prompts, each, places, strict=True)
             ]
         self._check(model)
@@ -287,7 +279,7 @@ class ThinkingBudget:
             needs.append("min_tokens")
         model.capabilities.require("a thinking budget on the client", *needs, model=model.name)
         if (tokenizer := tags.tokenizer_of(model)) is not None:
-            for knob in ("wait", "newline", "overthink_prefix"):
+            for knob in ("wait", "newline"):
                 tags.check(tokenizer, knob, getattr(self, knob), model.name)
 
     def _start(
@@ -304,7 +296,15 @@ class ThinkingBudget:
         root = model.open(prompt, prefix, account=account.at("prompt"))
         size = len(root.path()) or model.count(root.text)
         ending = self._ending(found, "", cut=True)
-        limit = self._limit(model, account, budget, size, model.count(ending))
+        limit = thinking_limit(
+            model,
+            account,
+            budget,
+            prompt=size,
+            forced=model.count(ending),
+            max_think=self.max_think,
+            max_answer=self.max_answer,
+        )
         needs = model.count(self.wait) if self.n_wait else 0
         if self.n_wait and limit <= needs:
             raise BudgetError(
@@ -318,46 +318,6 @@ class ThinkingBudget:
             )
         extra = budget if account.meter is not None and account.meter.budget != budget else None
         return _Run(account, sampling, extra, root, before + prefix, limit, open=limit > 0)
-
-    def _limit(
-        self, model: Model, account: Account, budget: Budget | None, prompt: int, forced: int
-    ) -> int:
-        """B: the least of the knob, the budgets, and the model's window."""
-        room = model.context_length - prompt - forced
-        if room < 1:
-            raise InputError(
-                f"the prompt of {prompt} tokens and {forced} forced ones leave nothing of "
-                f"{model.name}'s window of {model.context_length}; shorten the prompt"
-            )
-        limits = [room - self._reserve(room)]
-        if self.max_think is not None:
-            limits.append(self.max_think)
-        meters = [] if account.meter is None else [account.meter]
-        if budget is not None and account.meter is not None and account.meter.budget != budget:
-            meters.append(budget.meter())
-        for meter in meters:
-            think, total = meter.remaining("think"), meter.remaining()
-            if think is None or total is None or meter.budget.counts == "prompt":
-                continue
-            if meter.budget.counts != "think":
-                if meter.budget.counts == "all":
-                    total -= forced + (0 if meter is account.meter else prompt)
-                if total < 1:
-                    raise BudgetError(
-                        f"{meter.budget.label()}: nothing is left for an answer after a prompt of "
-                        f"{prompt} and {forced} forced tokens; the least is tokens="
-                        f"{(meter.budget.tokens or 0) + 1 - total}"
-                    )
-                stages = meter.budget.stages or {}
-                if "answer" in stages:
-                    total -= min(total, stages["answer"])
-                elif "think" not in stages:
-                    total -= self._reserve(total)
-            limits.append(min(think, total))
-        return max(0, min(limits))
-
-    def _reserve(self, tokens: int) -> int:
-        return min(self.max_answer, math.ceil(tokens / 4))
 
     def _think(self, model: Model, found: Delimiters, runs: Sequence[_Run]) -> None:
         """One round: every open run samples until its marker or its limit, and may then wait."""
@@ -420,9 +380,9 @@ class ThinkingBudget:
         """The text of a forced close after `written`; `cut` where the thinking was not finished."""
         text = "" if written.endswith(self.newline) else self.newline
         text += found.close + found.answer
-        if cut and self.overthink_prefix:
+        if cut and found.prefix:
             text += "" if text.endswith(self.newline) else self.newline
-            text += self.overthink_prefix
+            text += found.prefix
         return text
 
     def _close(self, model: Model, found: Delimiters, run: _Run) -> None:
@@ -471,55 +431,6 @@ class ThinkingBudget:
             waits=run.waits,
             tokens={"thinking": run.sampled, "forced": run.forced, "answer": sampled},
         )
-
-    # -- the server's own limit -------------------------------------------------------------------
-
-    def _serve(
-        self,
-        model: Model,
-        found: Delimiters,
-        prompt: Prompt,
-        budget: Budget | None,
-        sampling: SamplingParams,
-        account: Account,
-    ) -> ThinkResult:
-        name = _FIELDS[self.server]
-        if not hasattr(model, "with_thinking_budget"):
-            raise CapabilityError(
-                f"server={self.server!r} needs an endpoint whose server takes {name!r}; "
-                f"{model.name} is none: use server='client'"
-            )
-        ending = model.count(found.close)
-        limit = self._limit(model, account, budget, _size(model, prompt), ending)
-        view = model.with_thinking_budget(limit)
-        if name not in view.extra_body:
-            raise CapabilityError(
-                f"server={self.server!r} sends {name!r}, which the server of {model.name} does not "
-                "take; choose the server= that it is, or server='client'"
-            )
-        most = limit + ending + self.max_answer
-        made = view.generate(prompt, None, replace(sampling, max_tokens=most), account=account)
-        head, marker, rest = made.text.partition(found.close)
-        thinking, text = (head, rest) if marker else ("", made.text)
-        total = sum(e.generated for e in made.ledger.entries)
-        thought = min(total, model.count(head + marker)) if marker else 0
-        return ThinkResult(
-            text=text,
-            token_ids=made.token_ids,
-            finish_reason=made.finish_reason,
-            ledger=made.ledger,
-            logprobs=made.logprobs,
-            thinking=thinking.removeprefix(found.open),
-            think_finish="length" if thought >= limit else "stop",
-            tokens={"thinking": thought, "forced": 0, "answer": total - thought},
-        )
-
-
-def _size(model: Model, prompt: Prompt) -> int:
-    """About how many tokens a prompt has, before the server renders it."""
-    if isinstance(prompt, str):
-        return model.count(prompt)
-    return sum(1 if isinstance(part, int) else model.count(part["content"]) for part in prompt)
 
 
 def _sample(

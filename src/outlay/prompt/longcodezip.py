@@ -87,7 +87,7 @@ class LongCodeZip:
     spike_stat: SpikeStat = "std"
     min_lines: int = 5
     value: Value = "normalised"
-    score: Score = "nll"
+    score: Score = "ppl"
     overshoot: bool = False
     slack: int = 0
     rank_only: bool = False

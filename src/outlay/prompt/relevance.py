@@ -42,7 +42,7 @@ class Relevance:
 
     scorer: Scorer
     query: str
-    score: Score = "nll"
+    score: Score = "ppl"
     account: Account | None = None
     warnings: list[str] = field(default_factory=list)
     passes: int = 0
