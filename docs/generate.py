@@ -18,7 +18,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ SLOTS = {"prompt": "--prompt", "decode": "--decode", "cache": "--cache", "reason
 # -- Markdown -------------------------------------------------------------------------------------
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table; pipes in cells are escaped."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(
@@ -48,8 +48,8 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def arxiv(number: str) -> str:
-    """A link to a paper, a dash where there is none."""
-    return f"[{number}](https://arxiv.org/abs/{number})" if number else "–"
+    """A link to a paper, "" where there is none."""
+    return f"[{number}](https://arxiv.org/abs/{number})" if number else ""
 
 
 def shown_type(hint: Any) -> str:
@@ -203,14 +203,14 @@ def _commands(path: str, command: Any) -> Iterator[str]:
             words.append(word if param.required else f"[{word}]")
         name = param.name.upper() if argument else ", ".join(param.opts)
         default = "required" if param.required else _default(param)
-        kind = "flag" if getattr(param, "is_flag", False) else str(param.type.name).lower()
-        several = ", several times" if getattr(param, "multiple", False) else ""
-        rows.append((f"`{name}`", kind + several, default, getattr(param, "help", None) or ""))
+        several = getattr(param, "multiple", False) or param.nargs == -1
+        meaning = (getattr(param, "help", None) or "") + " May be repeated." * several
+        rows.append((f"`{name}`", default, meaning))
     yield f"## {path}"
     yield inspect.cleandoc(command.help or "")
     yield "```text\n" + " ".join(words) + "\n```"
     if rows:
-        yield table(("argument or option", "takes", "default", "meaning"), rows)
+        yield table(("argument or option", "default", "meaning"), rows)
 
 
 def _default(param: Any) -> str:
@@ -248,9 +248,9 @@ def signature(value: Any, name: str) -> str:
     """How `value` is called, one argument a line where that is long."""
     if inspect.isclass(value) and issubclass(value, Exception):
         return f"class {name}({value.__bases__[0].__name__})"
-    written = {}
+    written: dict[str, Any] = {}
     for cls in reversed(getattr(value, "__mro__", ())):
-        written |= {k: v for k, v in vars(cls).get("__annotations__", {}).items()}
+        written |= vars(cls).get("__annotations__", {})
     parts: list[str] = []
     for param in inspect.signature(value).parameters.values():
         if param.name.startswith("_"):

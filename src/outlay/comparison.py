@@ -333,7 +333,7 @@ class _Job:
         return cast(Scorer, model)
 
     def _budgets(self) -> Iterator[Budget]:
-        for tokens in self.plan.budgets:
+        for tokens in dict.fromkeys(self.plan.budgets):
             yield Budget(tokens=tokens, counts=self.counts)
 
     def _plan(self, stack: Stack, label: str, budget: Budget, problem: Problem) -> None:
@@ -414,7 +414,7 @@ def needs_scorer(spec: str) -> bool:
 
     if spec.strip() == NOTHING:
         return False
-    slugs = [registry.parse_spec(part)[0] for part in spec.split("+")]
+    slugs = [registry.parse_spec(part)[0] for part in registry.split_spec(spec, "+")]
     classes = [registry.find("methods", slug).load() for slug in slugs]
     return any(f.name == "scorer" for cls in classes for f in dataclasses.fields(cls))
 

@@ -56,7 +56,9 @@ def commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        head = git("rev-parse", "--short=12", "HEAD")
+        # A copy installed inside someone else's checkout must not report that one's commit.
+        ours = git("ls-files", "--error-unmatch", Path(__file__).name)
+        head = ours and git("rev-parse", "--short=12", "HEAD")
         dirty = head and git("status", "--porcelain", "--untracked-files=no")
     except OSError:
         return ""

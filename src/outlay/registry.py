@@ -3,7 +3,8 @@
 One static table; nothing is imported until an entry is used. Third-party packages add entries
 through the entry-point groups `outlay.methods` and `outlay.tasks`, each naming a `Entry` instance.
 
-A *spec* is how a user writes a method on a command line: `slug` or `slug:knob=value,knob=value`.
+A *spec* is how a user writes a method on a command line: `slug` or `slug:knob=value,knob=value`. A
+value is JSON or bare text; text with commas, plus signs or outer spaces goes in double quotes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -191,7 +193,13 @@ _TASKS = (
 def _table(kind: Literal["methods", "tasks"]) -> Mapping[str, Entry]:
     rows = {entry.slug: entry for entry in (_METHODS if kind == "methods" else _TASKS)}
     for point in metadata.entry_points(group=f"outlay.{kind}"):
-        entry = point.load()
+        try:
+            entry = point.load()
+        except Exception as error:  # another package's code: whatever it raises
+            raise DependencyError(
+                f"entry point {point.name} ({point.value}) cannot be loaded ({error}); "
+                "repair or remove the package that brings it"
+            ) from error
         if not isinstance(entry, Entry):
             raise InputError(f"entry point {point.name} ({point.value}) is no outlay Entry")
         if entry.slug in rows:
@@ -234,28 +242,40 @@ def slug_of(instance: object) -> str:
     return type(instance).__name__
 
 
+def split_spec(text: str, separator: str) -> list[str]:
+    """`text` at each `separator` that lies outside brackets and double quotes."""
+    parts, depth, start, quoted, escaped = [], 0, 0, False, False
+    for i, char in enumerate(text):
+        if quoted:
+            quoted = escaped or char != '"'
+            escaped = char == "\\" and not escaped
+        elif char == '"' and text[:i].rstrip()[-1:] in ("=", "[", "{", ",", ":"):
+            quoted = True  # opens a JSON string; elsewhere it is a sign like any other
+        elif char == separator and depth <= 0:
+            parts.append(text[start:i])
+            start = i + 1
+        else:
+            depth += (char in "[({") - (char in "])}")
+    return [*parts, text[start:]]
+
+
 def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
     """Split `slug:knob=value,knob=value` into the slug and its raw knobs.
 
-    Commas inside brackets belong to the value.
+    Commas inside brackets or double quotes belong to the value.
 
     Raises:
         InputError: for a part that is not `knob=value`.
     """
     slug, _, rest = spec.partition(":")
     knobs: dict[str, str] = {}
-    depth, start = 0, 0
-    for i, char in enumerate(rest + ","):
-        depth += (char in "[({") - (char in "])}")
-        if char == "," and depth == 0:
-            part = rest[start:i].strip()
-            start = i + 1
-            if not part:
-                continue
-            name, equals, value = part.partition("=")
-            if not equals or not name.strip():
-                raise InputError(f"{part!r} in {spec!r} is not knob=value")
-            knobs[name.strip()] = value.strip()
+    for part in split_spec(rest, ","):
+        if not part.strip():
+            continue
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip():
+            raise InputError(f"{part.strip()!r} in {spec!r} is not knob=value")
+        knobs[name.strip()] = value.strip()
     return slug.strip(), knobs
 
 
@@ -294,7 +314,7 @@ def create(
 
 
 def _coerce(cls: type, slug: str, raw: Mapping[str, str]) -> dict[str, Any]:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
@@ -305,15 +325,27 @@ def _coerce(cls: type, slug: str, raw: Mapping[str, str]) -> dict[str, Any]:
             hint = f"did you mean {close[0]}? " if close else ""
             raise InputError(f"{slug} has no knob {name!r}; {hint}it has: {', '.join(fields)}")
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = {"True": True, "False": False, "None": None}.get(text, text)
+            adapter = TypeAdapter(hints[name])
+        except PydanticSchemaGenerationError as error:
+            raise InputError(
+                f"{slug}: {name} is an object, which a spec cannot write; build it in Python"
+            ) from error
         try:
-            knobs[name] = TypeAdapter(hints[name]).validate_python(value)
+            knobs[name] = adapter.validate_python(_value(text))
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise InputError(f"{slug}: {name}={text} is not usable ({reason})") from error
+            try:
+                knobs[name] = adapter.validate_python(text)  # 5 may be meant as text
+            except ValidationError:
+                reason = error.errors()[0]["msg"]
+                raise InputError(f"{slug}: {name}={text} is not usable ({reason})") from error
     return knobs
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
 
 
 def label(instance: object) -> str:
@@ -325,6 +357,13 @@ def label(instance: object) -> str:
         value = getattr(instance, field.name)
         plain = isinstance(value, str | int | float | bool | tuple | type(None))
         if field.init and plain and value != field.default:
-            shown = value if isinstance(value, str) else json.dumps(value)
-            changed.append(f"{field.name}={shown}")
+            changed.append(f"{field.name}={_shown(value)}")
     return slug_of(instance) + (":" + ",".join(changed) if changed else "")
+
+
+def _shown(value: object) -> str:
+    """A knob's value as a spec writes it: bare text where that reads back as the same text."""
+    if isinstance(value, str) and re.fullmatch(r"[\w</>.-]+", value) and _value(value) == value:
+        return value
+    text = json.dumps(value)
+    return text.replace("e+", "e") if isinstance(value, float) else text

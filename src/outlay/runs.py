@@ -1,7 +1,8 @@
 """A run's folder: finished examples, appended one line each, so that a killed run can go on.
 
 A line is written whole or not at all: one `write` to a file opened for appending, then `fsync`. A
-last line that a crash cut off is dropped when the run is opened again.
+last line that a crash cut off is dropped when the run is opened again. Lines are ASCII, so that no
+character of an answer (a lone surrogate, a Unicode line separator) can break one.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Run:
                     raise ResultsError(
                         f"{self.folder} holds records without {CONFIG}; give another --out"
                     )
-                path.write_text(text, encoding="utf-8")
+                part = path.with_suffix(".part")
+                part.write_text(text, encoding="utf-8")
+                part.replace(path)  # whole or absent, also if killed here
             self._load()
         except OSError as error:
             raise ResultsError(f"cannot use {self.folder} ({error}); give another --out") from error
@@ -71,11 +74,11 @@ class Run:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.truncate(path, whole)
-        for number, line in enumerate(data[:whole].decode("utf-8").splitlines(), 1):
+        for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
                 row = json.loads(line)
                 outcome = Outcome(Record.from_dict(row["record"]), row["texts"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, ResultsError) as error:
                 raise ResultsError(
                     f"{path}:{number} cannot be read ({error}); delete that line or use --fresh"
                 ) from error
@@ -90,7 +93,7 @@ class Run:
     def add(self, outcome: Outcome) -> None:
         """Append one outcome; on return it is on disk."""
         row = {"record": outcome.record.to_dict(), "texts": outcome.texts}
-        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
         with self._lock:
             if outcome.record.key in self.outcomes:
                 return
@@ -98,6 +101,7 @@ class Run:
             try:
                 written = os.write(handle, line)
                 if written != len(line):
+                    os.ftruncate(handle, os.fstat(handle).st_size - written)
                     raise ResultsError(f"the disk of {self.folder} is full; free room and go on")
                 os.fsync(handle)
             finally:

@@ -62,7 +62,7 @@ class Stack:
         if spec.strip() == NOTHING:
             return cls()
         chosen: dict[Slot, Any] = {}
-        for part in spec.split("+"):
+        for part in registry.split_spec(spec, "+"):
             entry = registry.find("methods", registry.parse_spec(part)[0])
             slot = next((name for name in SLOTS if name == entry.room), None)
             if slot is None:

@@ -263,7 +263,7 @@ def test_the_window_is_kept(tokenizer):
     assert totals.prompt_new + totals.forced + totals.generated == 64
     assert result.tokens["answer"] > 0
     with pytest.raises(InputError, match="shorten the prompt"):
-        ThinkingBudget().generate(small, "<user>" + "+" * 40 + PROMPT[6:])
+        ThinkingBudget().generate(small, "<user>" + "+" * 54 + PROMPT[6:])
 
 
 # --- limits that are other methods ---------------------------------------------------------------
@@ -294,6 +294,7 @@ def test_a_budget_of_zero_is_a_direct_answer_after_the_prefix(reasoner, babbler,
             direct = model.generate(prompt + PREFIX, None, SamplingParams(max_tokens=8))
             assert none.text == direct.text
             assert none.thinking == ""
+            assert NoThinking(max_answer=8).generate_many(model, [prompt])[0].text == none.text
             assert none.ledger.totals(stage="think").generated == 0
 
 

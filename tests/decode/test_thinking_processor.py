@@ -24,12 +24,16 @@ PLAIN = {"overthink_prefix": "", "newline": ""}
 def complete_ids(
     network: Any, tokenizer: Any, prompts: list[str], processor: Any, **knobs: Any
 ) -> list[list[int]]:
-    """The ids that `generate` writes after each prompt, padding removed."""
+    """The ids that `generate` writes after each prompt, up to end-of-text."""
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     settings_ = {"max_new_tokens": 60, "do_sample": False, **knobs}
     out_BT = network.generate(**inputs, logits_processor=[processor], **settings_)
     rows = out_BT[:, inputs["input_ids"].shape[1] :].tolist()
-    return [[i for i in row if i != tokenizer.pad_token_id] for row in rows]
+    ends = [
+        row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else None
+        for row in rows
+    ]
+    return [row[:end] for row, end in zip(rows, ends, strict=True)]
 
 
 def complete(
@@ -166,8 +170,9 @@ def test_rows_that_do_not_think_are_left_alone(tokenizer):
     prompts = ["<user>3+4=?<assistant>", "<user>1=?<assistant><think></think><answer>"]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     plain_BT = network.generate(**inputs, max_new_tokens=20, do_sample=False)
-    plain = [t.replace("<pad>", "") for t in tokenizer.batch_decode(plain_BT[:, -20:])]
-    assert complete(network, tokenizer, prompts, processor, max_new_tokens=20) == plain
+    plain = tokenizer.batch_decode(plain_BT[:, -20:])
+    ours = complete(network, tokenizer, prompts, processor, max_new_tokens=20)
+    assert all(text.startswith(mine) for text, mine in zip(plain, ours, strict=True))
 
 
 def test_thinking_that_the_model_opens_is_counted_from_there(tokenizer):

@@ -39,3 +39,9 @@ def test_the_result_is_json_with_a_table_and_a_picture(result, tmp_path):
 def test_points_cover_ours_and_the_baselines(result):
     stacks = {point.stack for point in result.points if point.task == "compute long"}
     assert stacks == {m1_runs.OURS, m1_runs.CUT, m1_runs.VOTE}
+
+
+def test_every_question_counts_once():
+    for name, task in m1_runs.FAMILIES.items():
+        problems = m1_runs.distinct(task, 0, 60)
+        assert len({problem.question for problem in problems}) == len(problems) == 60, name

@@ -115,7 +115,7 @@ def test_guessing_is_right_one_time_in_m_at_every_length():
     for operations in (1, 4, 9):
         answers = [int(sample_problem(rng, [operations]).answer) for _ in range(3000)]
         for value in range(MODULUS):
-            assert abs(Fraction(answers.count(value), 3000) - Fraction(1, MODULUS)) < 0.025
+            assert abs(Fraction(answers.count(value), 3000) - Fraction(1, MODULUS)) < 0.02
 
 
 def test_splits_are_disjoint_and_one_in_eight_is_held_out():
@@ -173,12 +173,13 @@ def test_every_step_of_an_exact_trace_is_right_and_on_path(seed, counts, format)
 def test_every_result_of_an_exact_program_is_right(seed, operations):
     problem = sample_problem(random.Random(seed), [operations])
     labels = label_steps(problem, read_thinking("<think>" + render_trace(problem, "code")))
-    assert [label.text for label in labels] == [str(v) for v in problem.chains[0].values[1:]]
+    stated = [int(label.text.split(">")[1]) for label in labels]
+    assert stated == list(problem.chains[0].values[1:])
     assert all(label.right and label.on_path for label in labels)
 
 
 def judged(question: str, thinking: str) -> list[tuple[bool, bool, bool]]:
-    labels = label_steps(parse_question(question), thinking)
+    labels = label_steps(parse_question(question, 10), thinking)
     return [(label.result_right, label.continues, label.on_path) for label in labels]
 
 
@@ -199,10 +200,17 @@ def test_a_step_after_the_end_of_the_chain_is_wrong():
 
 
 def test_a_check_that_exposes_an_error_is_right_itself_but_off_the_path():
-    labels = label_steps(parse_question("3+4*7=?"), "<long>3+4=8;8-4=4;Wait3+4=7;7-4=3;")
+    labels = label_steps(parse_question("3+4*7=?", 10), "<long>3+4=8;8-4=4;Wait3+4=7;7-4=3;")
     assert [label.kind for label in labels] == ["step", "check", "recheck", "check"]
     assert [label.right for label in labels] == [False, True, True, True]
     assert [label.on_path for label in labels] == [False, False, True, True]
+
+
+def test_a_program_that_miscopies_an_operation_is_wrong_from_there_on():
+    program = "<code>3,4+,5*,2-:4+>7,5*>5,2->3;"
+    assert judged("3+4*5-2=?", program) == [(True, True, True)] * 3
+    assert judged("3+4*7-2=?", program)[1:] == [(True, False, False), (True, False, False)]
+    assert judged("3+4=?", program)[1:] == [(True, False, False)] * 2
 
 
 def test_the_final_sum_is_judged_against_the_values_that_the_chains_stated():
@@ -362,6 +370,33 @@ def test_a_cut_is_answered_by_the_truth_only_where_it_is_derivable(seed):
     assert read_answer(example.text) == value
 
 
+@relaxed
+@given(seeds)
+def test_a_detour_states_a_wrong_entity_untrained_and_follows_it(seed):
+    rng, world = random.Random(seed), FactWorld()
+    problem = world.led_astray(world.sample(rng, 2, known=True), rng)
+    atoms, answer = think(problem, "short")
+    (entity, link, other), (start, relation, value) = problem.hops
+    assert start == other
+    assert (start, relation) in world.known_facts
+    assert value == world.facts[start, relation] == answer
+    untrained = "".join(atom.text for atom in atoms if not atom.trained)
+    assert untrained == other
+    written = f"{entity}.{link}={other};{start}.{relation}={value};"
+    assert "".join(atom.text for atom in atoms) == written
+
+
+def test_the_primer_is_clean_and_short():
+    mix = Mix(primer=300, primer_operations=3)
+    stream = examples(mix, FactWorld(), seed=0)
+    for _ in range(300):
+        text = next(stream).text
+        assert "Wait" not in text
+        assert "(" not in text
+        assert text.count("=") <= 4
+        assert "<long>" not in text
+
+
 def test_forced_ends_are_not_trained_on():
     mix = Mix(recall=0, joined=0, cut=1.0, primer=0, formats=(("long", 1.0),))
     stream = examples(mix, FactWorld(), seed=0)
@@ -495,29 +530,32 @@ def test_measuring_nothing_or_an_unknown_mode_is_refused(checkpoint):
 # --- training -----------------------------------------------------------------------------------
 
 
-def weights(folder):
-    from safetensors.torch import load_file
-
-    return load_file(folder / "model.safetensors")
-
-
-def run_training(out, seed):
-    command = [sys.executable, "-m", "outlay.testbeds.reasoner", "--out", str(out)]
-    command += ["--steps", "3", "--seed", str(seed), "--hidden", "32", "--layers", "1"]
-    command += ["--batch-tokens", "640", "--problems", "0"]
-    return subprocess.run(command, check=True, capture_output=True, text=True)
-
-
-def test_the_training_command_is_reproducible_and_the_seed_matters(tmp_path):
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     import torch
 
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert "saved to" in run_training(tmp_path / name, seed).stdout
-    a, b, c = (weights(tmp_path / name) for name in "abc")
+    from outlay.testbeds.reasoner.train import TrainConfig, train
+
+    torch.set_num_threads(1)
+
+    def weights(seed):
+        config = TrainConfig(steps=3, seed=seed, hidden=32, layers=1, batch_tokens=640)
+        return train(config)[0].state_dict()
+
+    a, b, c = weights(1), weights(1), weights(2)
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
-    model, _ = load(tmp_path / "a")
+
+
+def test_the_training_command_writes_a_checkpoint_that_loads(tmp_path):
+    command = [sys.executable, "-m", "outlay.testbeds.reasoner", "--out", str(tmp_path / "tiny")]
+    command += ["--steps", "2", "--hidden", "32", "--layers", "1", "--batch-tokens", "640"]
+    command += ["--problems", "0"]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "saved to" in run.stdout
+    model, tokenizer = load(tmp_path / "tiny")
     assert model.config.hidden_size == 32
+    assert model.config.vocab_size == len(tokenizer)
+    assert json.loads((tmp_path / "tiny" / "measured.json").read_text())["config"]["steps"] == 2
 
 
 def test_training_lowers_the_loss():

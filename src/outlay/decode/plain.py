@@ -128,3 +128,13 @@ class NoThinking:
     ) -> ThinkResult:
         """Answer `prompt` directly, within `budget`."""
         return self.decoder().generate(model, prompt, budget, sampling, account=account)
+
+    def generate_many(
+        self,
+        model: Model,
+        prompts: Sequence[Prompt],
+        budget: Budget | None = None,
+        sampling: SamplingParams = _GREEDY,
+    ) -> list[ThinkResult]:
+        """`generate` for every prompt in one batched call, each with its own ledger."""
+        return self.decoder().generate_many(model, prompts, budget, sampling)

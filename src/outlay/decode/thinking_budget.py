@@ -279,8 +279,9 @@ class ThinkingBudget:
             needs.append("min_tokens")
         model.capabilities.require("a thinking budget on the client", *needs, model=model.name)
         if (tokenizer := tags.tokenizer_of(model)) is not None:
-            for knob in ("wait", "newline"):
-                tags.check(tokenizer, knob, getattr(self, knob), model.name)
+            tags.check(tokenizer, "newline", self.newline, model.name)
+            if self.n_wait or (self.min_think and self.min_by == "wait"):
+                tags.check(tokenizer, "wait", self.wait, model.name)
 
     def _start(
         self,
@@ -369,9 +370,9 @@ class ThinkingBudget:
         cost = model.count(self.wait)
         if run.used + cost >= run.limit:
             return False
-        run.branch = model.append(run.branch, self.wait, account=run.account.at("think"))
+        if not _force(model, run, self.wait, "think"):
+            return False
         run.used += cost
-        run.forced += cost
         run.waits += 1
         run.thinking += self.wait
         return True
@@ -390,13 +391,7 @@ class ThinkingBudget:
             return
         cut = run.finish not in ("stop", "eos")
         text = self._ending(found, run.before + run.thinking, cut=cut)
-        try:
-            run.branch = model.append(run.branch, text, account=run.account.at("answer"))
-        except BudgetError:
-            if not late(run.account):
-                raise
-        else:
-            run.forced += model.count(text)
+        _force(model, run, text, "answer")
 
     def _answer(self, model: Model, runs: Sequence[_Run]) -> list[ThinkResult]:
         funded: list[_Run] = []
@@ -438,6 +433,18 @@ def _sample(
 ) -> list[tuple[Branch, int] | None]:
     branches, accounts = [run.branch for run in runs], [run.account for run in runs]
     return sample(model, branches, wants, accounts, stage)
+
+
+def _force(model: Model, run: _Run, text: str, stage: Stage) -> bool:
+    """Append `text`; False where time has run out."""
+    try:
+        run.branch = model.append(run.branch, text, account=run.account.at(stage))
+    except BudgetError:
+        if not late(run.account):
+            raise
+        return False
+    run.forced += model.count(text)
+    return True
 
 
 def _without_eos(model: Model, branch: Branch) -> Branch:

@@ -35,7 +35,9 @@ def load(spec: str = "embedded", **options: Any) -> Model:
 
         url, _, name = spec.partition("#")
         return EndpointModel(url, name, **options)
-    base, _, mode = spec.partition("@")
+    base, at, mode = spec.rpartition("@")
+    if not at or "/" in mode:  # a path may hold an @ of its own
+        base, mode = spec, ""
     mode = mode or options.pop("mode", "exact")
     try:
         from outlay.models import embedded

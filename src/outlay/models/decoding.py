@@ -6,7 +6,7 @@ Shapes: B rows, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +55,8 @@ class Run:
         sampling: SamplingParams | Sequence[SamplingParams],
         n: int,
         account: Account,
+        *,
+        ceiling: int | None = None,
     ) -> None:
         if n < 1:
             raise InputError(f"n={n}; at least one child per branch")
@@ -68,11 +70,12 @@ class Run:
             model._check(branch)
         self.model, self.branches, self.each, self.n = model, branches, each, n
         self.account = account
+        self.ceiling = ceiling  # a budget's own limit per child, on top of the account's
         self.children: list[list[Branch]] = []
         self._prefilled = 0.0
         self._matchers: dict[tuple[str, ...], StopMatcher] = {}
 
-    def __iter__(self) -> Iterator[list[_Row]]:
+    def __iter__(self) -> Generator[list[_Row], None, None]:
         if not self.branches:
             return
         start = time.perf_counter()
@@ -80,13 +83,17 @@ class Run:
         wants = [self._want(b, s) for b, s in zip(self.branches, self.each, strict=True)]
         spread = [want for want in wants for _ in range(self.n)]
         longest = max(sum(len(x.token_ids) for x in b.lineage()) for b in self.branches)
-        per_token = model.shape.flops(1, longest + max(wants, default=0))
-        hold = account.hold(spread, flops_per_token=per_token)
-        rows = [
-            _Row(b, s, child, hold.limits[i * self.n + child], hold.truncated)
-            for i, (b, s) in enumerate(zip(self.branches, self.each, strict=True))
-            for child in range(self.n)
-        ]
+        capped = spread if self.ceiling is None else [min(w, self.ceiling) for w in spread]
+        hold = account.hold(
+            capped,
+            flops_fixed=model.pending_flops(self.branches),
+            flops_per_token=model.flops(1, longest + max(wants, default=0)),
+        )
+        rows = []
+        for i, (b, s) in enumerate(zip(self.branches, self.each, strict=True)):
+            for child in range(self.n):
+                limit, want = hold.limits[i * self.n + child], spread[i * self.n + child]
+                rows.append(_Row(b, s, child, limit, limit < want))
         try:
             self._prefilled = model.materialise(self.branches)
             width = max(row.past + row.limit for row in rows)
@@ -96,29 +103,45 @@ class Run:
         finally:
             self._finish(rows, hold, time.perf_counter() - start)
 
-    def texts(self) -> Iterator[str]:
+    def texts(self) -> Generator[str, None, None]:
         """Advance a run of one row, yielding its text as it becomes final.
 
         Nothing is yielded that a stop string or an unfinished character may still change.
         """
         shown = ""
-        for rows in self:
-            row = rows[0]
-            text = self._text(row)
-            safe = text if row.finish else text[: len(text) - _held(text, row.sampling.stop)]
-            if len(safe) > len(shown) and not safe.endswith("\ufffd"):
-                yield safe[len(shown) :]
-                shown = safe
+        steps = iter(self)
+        try:
+            for rows in steps:
+                row = rows[0]
+                text = self._text(row)
+                safe = text if row.finish else self._safe(row, text)
+                if len(safe) > len(shown) and not safe.endswith("\ufffd"):
+                    yield safe[len(shown) :]
+                    shown = safe
+        finally:
+            steps.close()
         (child,) = self.children[0]
         if len(child.text) > len(shown):
             yield child.text[len(shown) :]
+
+    def _safe(self, row: _Row, text: str) -> str:
+        """The part of an unfinished row's text that no stop string can take back."""
+        held = _held(text, row.sampling.stop)
+        if not held or row.sampling.include_stop:
+            return text[: len(text) - held]
+        # A stop that is not included takes whole tokens with it.
+        for width in range(1, len(row.tokens)):
+            safe = self.model.tail_text(row.parent, row.tokens[:-width])
+            if len(safe) <= len(text) - held:
+                return safe
+        return ""
 
     def _want(self, branch: Branch, sampling: SamplingParams) -> int:
         used = sum(len(b.token_ids) for b in branch.lineage())
         return max(0, min(sampling.max_tokens, self.model.context_length - used))
 
     @torch.inference_mode()
-    def _decode(self, rows: list[_Row], hold: Hold) -> Iterator[list[_Row]]:
+    def _decode(self, rows: list[_Row], hold: Hold) -> Generator[list[_Row], None, None]:
         model = self.model
         for row in rows:
             if row.limit == 0:
@@ -237,10 +260,10 @@ class Run:
         for row in rows:
             kept = self._kept(row)
             segment_ = row.segment
-            if segment_.length > len(kept):
-                segment_.keys_HTD = [k[:, : len(kept)] for k in segment_.keys_HTD]
-                segment_.values_HTD = [v[:, : len(kept)] for v in segment_.values_HTD]
-                segment_.length = len(kept)
+            # The last kept token stays pending, so that its next logits can be computed.
+            segment_.cut(max(0, len(kept) - 1))
+            if not kept:  # nothing follows the parent: its next logits are this branch's
+                segment_.next_logits_V = segment(row.parent).next_logits_V
             child = Branch(
                 _name(),
                 row.parent,
@@ -253,12 +276,11 @@ class Run:
             )
             # The first token comes from logits that the parent's own bill includes.
             fed = max(0, len(row.tokens) - 1)
-            flops = (
-                float(self.model.shape.flops_generate(row.past, fed + 1))
-                - float(self.model.shape.flops(row.past, logits_rows=1))
-                if row.tokens
-                else 0.0
-            )
+            flops = 0.0
+            if row.tokens and (shape := self.model.shape) is not None:
+                flops = float(
+                    shape.flops_generate(row.past, fed + 1) - shape.flops(row.past, logits_rows=1)
+                )
             flops, extra = flops + extra, 0.0  # the batch's prefill is booked on its first row
             spent += flops
             made.append(child)

@@ -11,11 +11,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from outlay.errors import CapabilityError
 from outlay.models.base import Branch
+
+
+@dataclass(frozen=True)
+class LayerLayout:
+    """Sizes of one layer's cache; keys and values differ under latent attention."""
+
+    key_heads: int
+    key_dim: int
+    value_heads: int
+    value_dim: int
+    dtype: torch.dtype
+
+
+def probe_layout(body: Any, device: torch.device, name: str) -> tuple[LayerLayout, ...]:
+    """What `body` really caches, found by one small pass: configs name these sizes in many ways.
+
+    Raises:
+        CapabilityError: if its state is not keys and values alone (state-space or linear-attention
+            layers), so that a branch cannot own a slice of it.
+    """
+    cache = DynamicCache()
+    try:
+        body(torch.tensor([[0, 1, 2]], device=device), cache=cache, use_cache=True)
+        found = [(layer.keys, layer.values) for layer in cache.layers]
+        usable = bool(found) and all(
+            tensor.dim() == 4 and tensor.shape[2] == 3 for pair in found for tensor in pair
+        )
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise CapabilityError(_stateful(name)) from error
+    if not usable:
+        raise CapabilityError(_stateful(name))
+    return tuple(
+        LayerLayout(k.shape[1], k.shape[3], v.shape[1], v.shape[3], k.dtype) for k, v in found
+    )
+
+
+def _stateful(name: str) -> str:
+    return (
+        f"{name} keeps state other than keys and values, which branches cannot share; "
+        "serve it and use an endpoint, or choose a model with attention in every layer"
+    )
 
 
 @dataclass
@@ -42,6 +85,13 @@ class Segment:
                 torch.cat(p, 1) for p in zip(self.values_HTD, values_HTD, strict=True)
             ]
         self.length = self.keys_HTD[0].shape[1]
+
+    def cut(self, length: int) -> None:
+        """Keep the KV of at most the first `length` tokens."""
+        if self.length > length:
+            self.keys_HTD = [k[:, :length] for k in self.keys_HTD]
+            self.values_HTD = [v[:, :length] for v in self.values_HTD]
+            self.length = length
 
     def release(self) -> None:
         """Drop the tensors."""
@@ -97,10 +147,7 @@ def gather(
     paths: Sequence[Sequence[Branch]],
     room: int,
     *,
-    layers: int,
-    heads: int,
-    head_dim: int,
-    dtype: torch.dtype,
+    layout: Sequence[LayerLayout],
     device: torch.device,
 ) -> tuple[Cache, list[int]]:
     """A batch cache holding the computed KV of every path, left-padded, with `room` to grow.
@@ -110,11 +157,15 @@ def gather(
     """
     lengths = [sum(segment(branch).length for branch in path) for path in paths]
     widest = max(lengths, default=0)
-    shape = (len(paths), heads, widest + room, head_dim)
+    rows, width = len(paths), widest + room
     stack = []
-    for layer in range(layers):
-        keys_BHTD = torch.empty(shape, dtype=dtype, device=device)
-        values_BHTD = torch.empty(shape, dtype=dtype, device=device)
+    for layer, size in enumerate(layout):
+        keys_BHTD = torch.empty(
+            (rows, size.key_heads, width, size.key_dim), dtype=size.dtype, device=device
+        )
+        values_BHTD = torch.empty(
+            (rows, size.value_heads, width, size.value_dim), dtype=size.dtype, device=device
+        )
         for row, (path, length) in enumerate(zip(paths, lengths, strict=True)):
             at = widest - length
             # Padding is masked, but uninitialised memory may hold NaN, and 0 * NaN is NaN.

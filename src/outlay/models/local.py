@@ -10,20 +10,22 @@ Shapes: B rows, T time, C hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from outlay.budget import Budget
 from outlay.cost import ModelShape
-from outlay.errors import CapabilityError, InputError, ModelError
+from outlay.errors import CapabilityError, InputError, ModelError, OutlayError
 from outlay.models import decoding, scoring
 from outlay.models.base import (
     Account,
@@ -37,7 +39,7 @@ from outlay.models.base import (
     TokenLosses,
     elapsed,
 )
-from outlay.models.kv import Segment, columns, gather, segment
+from outlay.models.kv import Segment, columns, gather, probe_layout, segment
 
 Mode = Literal["exact", "fast"]
 
@@ -81,10 +83,15 @@ class LocalModel:
     max_score_tokens: int = 4096
 
     def __post_init__(self) -> None:
-        config = self.model.config
+        config = self.model.config.get_text_config()
         self.device: torch.device = self.model.device
         self.context_length = int(getattr(config, "max_position_embeddings", 0) or 2**20)
-        self.shape = ModelShape.from_config(config)
+        self.vocabulary = int(config.vocab_size)
+        self.shape: ModelShape | None
+        try:
+            self.shape = ModelShape.from_config(self.model.config)
+        except OutlayError:  # no closed form for this architecture: its FLOPs are booked as 0
+            self.shape = None
         self.capabilities = Capabilities(
             fork_kv=True,
             logprobs=True,
@@ -96,14 +103,15 @@ class LocalModel:
             append=True,
             min_tokens=True,
         )
-        self._layers = int(config.num_hidden_layers)
-        heads = int(config.num_attention_heads)
-        self._kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-        self._head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
         self.computed_tokens = 0  # real token positions fed to the network so far
         self._lm_head = self.model.get_output_embeddings()
         self.eos_ids = self._find_eos()
         self._split = self._can_split()
+        with torch.inference_mode():
+            body = self.model.base_model if self._split else self.model
+            self._layout = probe_layout(body, self.device, self.name)
+        taken = inspect.signature(body.forward).parameters
+        self._takes_positions = "position_ids" in taken  # ALiBi models count the mask instead
 
     @classmethod
     def load(
@@ -139,7 +147,7 @@ class LocalModel:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype=torch.bfloat16 if low else torch.float32, use_safetensors=True
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ModelError(
                 f"cannot load {str(path)!r} as a causal language model ({first}); give a folder "
@@ -205,9 +213,7 @@ class LocalModel:
             ids += self.encode(assistant_prefix) if assistant_prefix else []
         if not ids:
             raise InputError("the prompt is empty; give at least one token")
-        vocabulary = self.shape.vocab
-        if (worst := max(ids)) >= vocabulary or min(ids) < 0:
-            raise InputError(f"token id {worst} is outside the vocabulary of {vocabulary}")
+        self._check_ids(ids)
         if len(ids) >= self.context_length:
             raise InputError(
                 f"the prompt has {len(ids)} tokens, the window of {self.name} is "
@@ -224,11 +230,13 @@ class LocalModel:
         account = account or Account()
         start = time.perf_counter()
         ids = self.prompt_ids(prompt, assistant_prefix)
-        flops = self.shape.flops(len(ids), logits_rows=1)
+        flops = self.flops(len(ids), logits_rows=1)
         hold = account.hold([], prompt=len(ids), flops_fixed=flops)
-        root = Branch(_name(), None, tuple(ids), "", "open", handle=Segment())
-        self.materialise([root])
-        account.settle(hold, 0, flops=flops)
+        try:
+            root = Branch(_name(), None, tuple(ids), "", "open", handle=Segment())
+            self.materialise([root])
+        finally:
+            account.settle(hold, 0, flops=flops)
         account.ledger.record(
             account.stage,
             account.role,
@@ -249,6 +257,8 @@ class LocalModel:
         ids = self.encode(tokens) if isinstance(tokens, str) else [int(t) for t in tokens]
         if not ids:
             raise InputError("nothing to append: the forced text has no tokens")
+        self._check_ids(ids)
+        self._fits(branch, len(ids), "appended")
         hold = account.hold([], forced=len(ids))
         text = self.tail_text(branch, ids)
         child = Branch(
@@ -298,29 +308,39 @@ class LocalModel:
         ]
         if any(not row for row in rows) or not rows:
             raise InputError("every continuation to score needs at least one token")
-        self.materialise([branch])
+        for row in rows:
+            self._check_ids(row)
+        width = max(len(row) for row in rows)
+        self._fits(branch, width, "scored")
+        total = sum(map(len, rows))
         path = branch.lineage()
         past = sum(len(b.token_ids) for b in path)
-        logits_V = segment(branch).next_logits_V
-        assert logits_V is not None
-        first_V = logits_V.float().log_softmax(-1)
-        width = max(len(row) for row in rows)
-        flops = self.shape.flops(width, past, batch=len(rows))
-        hold = account.hold([], prompt=sum(map(len, rows)), flops_fixed=flops)
-        ids_BT = torch.zeros((len(rows), width), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids_BT[i, : len(row)] = torch.tensor(row)
-        results: list[list[float]] = [[float(first_V[row[0]])] for row in rows]
-        if width > 1:
-            logits_BTV = self._forward(ids_BT[:, :-1].to(self.device), [path] * len(rows))
-            logprobs_BTV = logits_BTV.float().log_softmax(-1)
-            for i, row in enumerate(rows):
-                results[i] += [float(logprobs_BTV[i, t - 1, row[t]]) for t in range(1, len(row))]
-        account.settle(hold, 0, flops=flops)
+        flops = self.flops(width - 1, past, batch=len(rows))
+        fixed = self.pending_flops([branch]) + flops
+        hold = account.hold([], prompt=total, flops_fixed=fixed)
+        try:
+            flops += self.materialise([branch])
+            logits_V = segment(branch).next_logits_V
+            assert logits_V is not None
+            first_V = logits_V.float().log_softmax(-1)
+            results: list[list[float]] = [[float(first_V[row[0]])] for row in rows]
+            if width > 1:
+                ids_BT = torch.zeros((len(rows), width), dtype=torch.long)
+                for i, row in enumerate(rows):
+                    ids_BT[i, : len(row)] = torch.tensor(row)
+                logits_BTV = self._forward(ids_BT[:, :-1].to(self.device), [path] * len(rows))
+                logprobs_BTV = logits_BTV.float().log_softmax(-1)
+                for i, row in enumerate(rows):
+                    results[i] += [
+                        float(logprobs_BTV[i, t - 1, row[t]]) for t in range(1, len(row))
+                    ]
+                self.computed_tokens += total - len(rows)
+        finally:
+            account.settle(hold, 0, flops=flops)
         account.ledger.record(
             account.stage,
             account.role,
-            prompt_new=sum(map(len, rows)),
+            prompt_new=total,
             branch=branch.id,
             method=account.method,
             seconds=elapsed(start),
@@ -357,11 +377,17 @@ class LocalModel:
     ) -> Iterator[Chunk]:
         """As `generate`, piece by piece; the last chunk carries the `Generation`."""
         account = account or Account.open(budget, method="plain")
-        if budget is not None and budget.tokens is not None and budget.counts != "prompt":
-            sampling = replace(sampling, max_tokens=min(sampling.max_tokens, budget.tokens))
+        ceiling = None
+        if budget is not None and budget.counts != "prompt":
+            ceiling = budget.tokens
         root = self.open(prompt, account=account)
-        run = decoding.Run(self, [root], sampling, 1, account)
-        yield from (Chunk(text) for text in run.texts())
+        run = decoding.Run(self, [root], sampling, 1, account, ceiling=ceiling)
+        pieces = run.texts()
+        try:
+            for text in pieces:
+                yield Chunk(text)
+        finally:
+            pieces.close()  # a stream that is abandoned settles now, not when it is collected
         (child,) = run.children[0]
         account.ledger.deliver(child.ids())
         yield Chunk(
@@ -405,31 +431,31 @@ class LocalModel:
         lengths = [len(row) for row in rows]
         total = sum(lengths)
         flops = sum(
-            self.shape.flops(t, logits_rows=max(0, t - max(1, f)))
+            self.flops(t, logits_rows=max(0, t - max(1, f)))
             for t, f in zip(lengths, firsts, strict=True)
             if t
         )
         hold = account.hold([], prompt=total, flops_fixed=flops)
         nll: list[Any] = [np.empty(0)] * len(rows)
         filled = [i for i, t in enumerate(lengths) if t]
-        for group in scoring.batches(
-            [lengths[i] for i in filled], max_tokens=self.max_score_tokens
-        ):
-            chosen = [filled[g] for g in group]
-            for i, values in zip(
-                chosen,
-                scoring.batch_losses(
+        try:
+            for group in scoring.batches(
+                [lengths[i] for i in filled], max_tokens=self.max_score_tokens
+            ):
+                chosen = [filled[g] for g in group]
+                scored = scoring.batch_losses(
                     self._body,
                     self._head,
                     [rows[i] for i in chosen],
                     [firsts[i] for i in chosen],
                     pad=0,
                     device=self.device,
-                ),
-                strict=True,
-            ):
-                nll[i] = values
-        account.settle(hold, 0, flops=flops)
+                )
+                for i, values in zip(chosen, scored, strict=True):
+                    nll[i] = values
+                self.computed_tokens += sum(lengths[i] for i in chosen)
+        finally:
+            account.settle(hold, 0, flops=flops)
         account.ledger.record(
             account.stage,
             account.role,
@@ -455,6 +481,33 @@ class LocalModel:
         tail = tail[-4:]
         before = self.decode(tail)
         return self.decode([*tail, *ids])[len(before) :]
+
+    def flops(
+        self, new: int, past: int = 0, *, logits_rows: int | None = None, batch: int = 1
+    ) -> float:
+        """FLOPs of a forward pass; 0 where the architecture has no closed form."""
+        if self.shape is None:
+            return 0.0
+        return float(self.shape.flops(new, past, logits_rows=logits_rows, batch=batch))
+
+    def pending_flops(self, branches: Sequence[Branch]) -> float:
+        """At most what `materialise` will spend: every pending token as if it came last."""
+        pending = {b.id: _pending(b) for leaf in branches for b in leaf.lineage()}
+        stale = sum(_stale(leaf) for leaf in branches)
+        return (sum(pending.values()) + stale) * self.flops(1, self._longest(branches))
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        wrong = next((i for i in ids if not 0 <= i < self.vocabulary), None)
+        if wrong is not None:
+            raise InputError(f"token id {wrong} is outside the vocabulary of {self.vocabulary}")
+
+    def _fits(self, branch: Branch, more: int, what: str) -> None:
+        used = sum(len(b.token_ids) for b in branch.lineage())
+        if used + more > self.context_length:
+            raise InputError(
+                f"{more} {what} tokens after {used} exceed the window of {self.name}, "
+                f"{self.context_length}; shorten the prompt or the text"
+            )
 
     def _check(self, branch: Branch, *, finished_ok: bool = False) -> None:
         if any(segment(b).released for b in branch.lineage()):
@@ -509,23 +562,11 @@ class LocalModel:
                     segment(branch).append(*columns(cache, i, at, at + missing))
                     at += missing
             segment(path[-1]).next_logits_V = logits_BV[i].clone()
-        return float(
-            sum(
-                self.shape.flops(len(f), p, logits_rows=1) for f, p in zip(fresh, past, strict=True)
-            )
-        )
+        return sum(self.flops(len(f), p, logits_rows=1) for f, p in zip(fresh, past, strict=True))
 
     def gather(self, paths: Sequence[Sequence[Branch]], room: int) -> tuple[Any, list[int]]:
         """A batch cache of the paths' KV with `room` columns to grow; see `kv.gather`."""
-        return gather(
-            paths,
-            room,
-            layers=self._layers,
-            heads=self._kv_heads,
-            head_dim=self._head_dim,
-            dtype=self.model.dtype,
-            device=self.device,
-        )
+        return gather(paths, room, layout=self._layout, device=self.device)
 
     def logits(
         self,
@@ -550,7 +591,8 @@ class LocalModel:
             mask_BT = torch.ones((len(past), filled + width), dtype=torch.long, device=self.device)
             for row, real in enumerate(past):
                 mask_BT[row, : filled - real] = 0
-        return self._body(ids_BT, cache=cache, position_ids=position_BT, attention_mask=mask_BT)
+        where = {"position_ids": position_BT} if self._takes_positions else {}
+        return self._body(ids_BT, cache=cache, attention_mask=mask_BT, **where)
 
     def _forward(self, ids_BT: torch.Tensor, paths: Sequence[Sequence[Branch]]) -> torch.Tensor:
         with torch.inference_mode():
@@ -572,9 +614,10 @@ class LocalModel:
     @torch.inference_mode()
     def _can_split(self) -> bool:
         """True if logits are exactly head(base(x)): no scaling or soft-capping in between."""
-        if self._lm_head is None:
+        soft = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        if self._lm_head is None or soft:  # capping hardly shows on the probe's small logits
             return False
-        ids_BT = torch.tensor([[0, 1, 2]], device=self.device) % self.shape.vocab
+        ids_BT = torch.tensor([[0, 1, 2]], device=self.device) % self.vocabulary
         whole = self.model(ids_BT, use_cache=False).logits
         parts = self._lm_head(self.model.base_model(ids_BT, use_cache=False).last_hidden_state)
         return bool(torch.allclose(whole, parts, rtol=1e-5, atol=1e-5))

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from outlay.errors import InputError
 from outlay.models.base import Account, Scorer, TokenLosses
 
 
@@ -44,6 +45,8 @@ class MemoScorer:
         """As `Scorer.losses`; texts seen before cost nothing."""
         account = account or Account(role="scorer")
         starts = [0] * len(texts) if keep_from is None else list(keep_from)
+        if len(starts) != len(texts):
+            raise InputError(f"keep_from has {len(starts)} entries for {len(texts)} texts")
         keys = list(zip(texts, starts, strict=True))
         with self._lock:
             known = {key: self._memory[key] for key in keys if key in self._memory}
@@ -60,7 +63,8 @@ class MemoScorer:
             self._keep(made)
         else:
             made = {}
-        if cached := sum(len(known[key]) for key in keys if key in known):
+        asked = sum(len(known.get(key, made.get(key, ()))) for key in keys)
+        if cached := asked - sum(map(len, made.values())):
             account.ledger.record(
                 account.stage, account.role, prompt_cached=cached, method=account.method
             )

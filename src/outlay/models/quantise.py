@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 FEW_ROWS = 3
+_BLOCK = 32  # the packed kernel reads whole blocks of inputs, past the end of rows that are shorter
 
 
 class Int8Linear(nn.Module):
@@ -45,7 +46,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., I) to (..., O)."""
         rows = x.numel() // x.shape[-1]
-        if rows > FEW_ROWS:
+        if rows > FEW_ROWS or x.shape[-1] % _BLOCK:
             return F.linear(x, self.weight, self.bias)
         few_BI = x.reshape(rows, x.shape[-1]).bfloat16()
         out_BO = torch._weight_int8pack_mm(few_BI, self.int8_OI, self.scale_O).to(x.dtype)

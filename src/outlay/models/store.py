@@ -53,21 +53,26 @@ def verify(folder: Path) -> str | None:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files: dict[str, Any] = manifest["files"]
+        files = {
+            name: (int(want["bytes"]), int(want["mtime_ns"]), str(want["sha256"]))
+            for name, want in manifest["files"].items()
+        }
     except FileNotFoundError:
         return "it was never completed"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest is damaged ({error})"
-    for name, want in files.items():
+    if not files:
+        return "its manifest names no files"
+    for name, (size, mtime_ns, digest) in files.items():
         path = folder / name
         try:
             stat = path.stat()
-        except OSError:
-            return f"{name} is missing"
-        if stat.st_size != want["bytes"]:
-            return f"{name} has {stat.st_size} bytes, not {want['bytes']}"
-        if stat.st_mtime_ns != want["mtime_ns"] and sha256(path) != want["sha256"]:
-            return f"{name} does not match its checksum"
+            if stat.st_size != size:
+                return f"{name} has {stat.st_size} bytes, not {size}"
+            if stat.st_mtime_ns != mtime_ns and sha256(path) != digest:
+                return f"{name} does not match its checksum"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 
@@ -92,6 +97,8 @@ def build(
             reason = verify(folder)
             if reason is None and not force:
                 return folder, None
+            for left in folder.parent.glob(f".{name}-*"):  # by a build that was killed
+                shutil.rmtree(left, ignore_errors=True)
             work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
             try:
                 facts = make(work)

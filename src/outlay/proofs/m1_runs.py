@@ -61,6 +61,18 @@ class Cell:
         return float(np.mean([thought(result) for result in self.results]))
 
 
+def distinct(task: Task, seed: int, n: int) -> list[Problem]:
+    """Up to `n` problems, each question once.
+
+    Facts are few and drawn with replacement: repeated questions are no new evidence, and intervals
+    that count them are too narrow.
+    """
+    first: dict[str, Problem] = {}
+    for problem in task.sample(seed, 8 * n):
+        first.setdefault(problem.question, problem)
+    return list(first.values())[:n]
+
+
 def budget_of(limit: int) -> Budget:
     """`limit` tokens of thinking and an answer."""
     return Budget(tokens=limit + ANSWER, stages={"think": limit, "answer": ANSWER})

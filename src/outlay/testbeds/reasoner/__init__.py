@@ -18,11 +18,12 @@ from outlay.testbeds.reasoner.chains import (
     sample_chain,
     sample_problem,
 )
+from outlay.testbeds.reasoner.corpus import Mix, examples
 from outlay.testbeds.reasoner.facts import FactWorld, RecallProblem
 from outlay.testbeds.reasoner.store import checkpoint_path, load, shipped
 from outlay.testbeds.reasoner.tasks import ChainArith, ChainRecall
 from outlay.testbeds.reasoner.tokenizer import build_tokenizer, render_prompt
-from outlay.testbeds.reasoner.traces import Mix, Noise, examples, render_trace
+from outlay.testbeds.reasoner.traces import Noise, render_trace
 
 __all__ = [
     "MODULUS",

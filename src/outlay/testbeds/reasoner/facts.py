@@ -108,13 +108,28 @@ class FactWorld:
             if hops == 1 or not known or split is None or split_of(problem.question) == split:
                 return problem
 
+    def led_astray(self, problem: RecallProblem, rng: random.Random) -> RecallProblem:
+        """The same two-hop question, its first hop replaced by a random known way to go on."""
+        (entity, link, _), (_, relation, _) = problem.hops
+        known = [name for name in self.names if (name, relation) in self.known_facts]
+        other = rng.choice(known)
+        hops = ((entity, link, other), (other, relation, self.facts[other, relation]))
+        return RecallProblem(hops, known=True, astray=True)
+
 
 @dataclass(frozen=True)
 class RecallProblem:
-    """One question: its hops (entity, relation, value), and whether all of them are known."""
+    """One question: its hops (entity, relation, value).
+
+    Args:
+        hops: in order; each starts where the one before ends.
+        known: all facts were in training.
+        astray: the first hop states a wrong entity, and the others follow it.
+    """
 
     hops: tuple[tuple[str, str, str], ...]
     known: bool
+    astray: bool = False
 
     @property
     def question(self) -> str:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from outlay.errors import InputError
+from outlay.testbeds.reasoner.corpus import Example, Mix, examples
 from outlay.testbeds.reasoner.facts import FactWorld
 from outlay.testbeds.reasoner.tokenizer import CONTEXT, build_tokenizer
-from outlay.testbeds.reasoner.traces import Example, Mix, examples
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -51,7 +51,7 @@ class TrainConfig:
         InputError: for values out of range.
     """
 
-    steps: int = 2000
+    steps: int = 3000
     seed: int = 0
     hidden: int = 96
     layers: int = 3
