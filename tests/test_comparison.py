@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording_model import RecordingModel
-from tiny_models import tiny_model
 
 from outlay.comparison import Comparison, Plan, Plans, compare, needs_scorer, plan, summary
 from outlay.errors import BudgetError, CapabilityError, InputError, ResultsError
 from outlay.models.base import Model
 from outlay.runs import RECORDS
+from recording_model import RecordingModel
+from tiny_models import tiny_model
 
 PLAN = plan(
     task="chainarith:operations=[2,3]",
@@ -189,7 +189,16 @@ def test_a_killed_run_goes_on_to_the_same_records_and_does_nothing_twice(
 def test_ctrl_c_exits_with_130_and_leaves_whole_lines(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-c", "from outlay.cli import main; main()", "compare"]
-    command += ["--task", "chainarith", "--method", "plain", "--budget", "48", "--model", "reasoner"]
+    command += [
+        "--task",
+        "chainarith",
+        "--method",
+        "plain",
+        "--budget",
+        "48",
+        "--model",
+        "reasoner",
+    ]
     command += ["--n", "400", "--out", str(out)]
     status = start_and_stop(command, out / RECORDS, signal.SIGINT, 3)
     assert status == 130

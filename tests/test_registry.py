@@ -12,12 +12,12 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import tiny_model
 
 from outlay import registry
 from outlay.decode.thinking_budget import ThinkingBudget
 from outlay.errors import DependencyError, InputError
 from outlay.registry import Entry, create, find, label, parse_spec, slug_of, split_spec
+from tiny_models import tiny_model
 
 METHODS, TASKS = registry.methods(), registry.tasks()
 
@@ -63,7 +63,10 @@ def test_looking_at_the_table_imports_no_method() -> None:
 
 def test_specs_are_split_into_slug_and_knobs() -> None:
     assert parse_spec("m1") == ("m1", {})
-    assert parse_spec(" m1 : n_wait = 2 , max_think=8,") == ("m1", {"n_wait": "2", "max_think": "8"})
+    assert parse_spec(" m1 : n_wait = 2 , max_think=8,") == (
+        "m1",
+        {"n_wait": "2", "max_think": "8"},
+    )
     assert parse_spec("t:operations=[2, 4],signs=+-") == (
         "t",
         {"operations": "[2, 4]", "signs": "+-"},
@@ -121,7 +124,9 @@ def test_objects_are_given_not_written() -> None:
 
 # -- labels -----------------------------------------------------------------------------------
 
-TEXT = st.one_of(st.text(min_size=1, max_size=8), st.sampled_from(["5", "true", "None", "a,b", '"']))
+TEXT = st.one_of(
+    st.text(min_size=1, max_size=8), st.sampled_from(["5", "true", "None", "a,b", '"'])
+)
 
 
 @given(st.integers(1, 99), TEXT, TEXT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -128,13 +129,13 @@ def chain_model(text: str, *, then: str = "<eos>") -> LocalModel:
         part.weight.zero_()
     network.model.embed_tokens.weight.copy_(torch.eye(size, width))
     network.lm_head.weight.zero_()
-    for token, following in zip(ids, ids[1:], strict=False):
+    for token, following in pairwise(ids):
         network.lm_head.weight[following, token] = 1.0
     return LocalModel(network, tokenizer, "chain")
 
 
 @torch.inference_mode()
 def plain_logprobs(model: LocalModel, ids: Sequence[int]) -> torch.Tensor:
-    """Log-probabilities after every position, from one plain forward pass without a cache, (T, V)."""
+    """Log-probabilities after every position, by one plain pass without a cache, (T, V)."""
     logits_BTV = model.model(torch.tensor([list(ids)]), use_cache=False).logits
     return logits_BTV[0].float().log_softmax(-1)

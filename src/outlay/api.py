@@ -24,6 +24,7 @@ def ask(
     model: Model | str = "embedded",
     stack: Stack | str = "full",
     budget: Budget | None = None,
+    context_budget: int | None = None,
     sampling: SamplingParams | None = None,
     raw: bool = False,
     on_text: Callable[[str], None] | None = None,
@@ -35,8 +36,9 @@ def ask(
         context: material that the stack's prompt method may shorten; put before the question.
         model: a model or its spec.
         stack: a stack or its spec.
-        budget: what may be spent; None is 256 generated tokens. With a prompt method,
-            stages={"prompt": ...} says how large the context may be.
+        budget: what may be spent; None is 256 generated tokens.
+        context_budget: tokens of the context after the stack's prompt method; None takes the
+            budget's stage "prompt".
         sampling: temperature and so on.
         raw: continue the text as it is, without a chat template.
         on_text: called with each piece of the answer as it is produced (plain decoding streams;
@@ -44,11 +46,24 @@ def ask(
 
     Returns:
         The answer; its `ledger` holds every stage's bill.
+
+    Raises:
+        InputError: for a context budget without a method that shortens.
+        BudgetError: if the budget leaves no room for an answer.
     """
     target = _model(model)
     chosen = _stack(stack, target)
     budget = budget or Budget(tokens=256)
-    prompt_budget, run_budget = chosen.budgets(budget)
+    prompt_budget: Budget | None
+    if context_budget is not None:
+        if chosen.prompt is None:
+            raise InputError(
+                f"context_budget={context_budget} needs a method that shortens; add one to "
+                f"{chosen.label()!r}, for instance longcodezip"
+            )
+        prompt_budget, run_budget = Budget(tokens=context_budget, counts="prompt"), budget
+    else:
+        prompt_budget, run_budget = chosen.budgets(budget)
     account = Account.open(run_budget, method=chosen.label())
     if prompt_budget is not None and context:
         shorter = chosen.prompt.compress(context, question, prompt_budget, count=target.count)

@@ -334,39 +334,38 @@ def rich_table(
     """
     if not found:
         raise InputError("nothing to show: no points; run a comparison first")
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", header_style="bold")
-    table.add_column("budget", no_wrap=True)
-    table.add_column("method", overflow="fold")
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table.add_column("method", overflow="fold", min_width=12)
     level = f"{100 * confidence:g} % CI"
-    for name in (metric, level, "n", UNITS[found[0].axis].split(" per ")[0], "FLOPs", "s"):
-        table.add_column(name, justify="right", no_wrap=name == level)
+    for name in (metric, level, "n", UNITS[found[0].axis].split(" per ")[0], "s"):
+        table.add_column(name, justify="right", no_wrap=name != metric)
     if flags is not None:
-        table.add_column("verdict")
+        table.add_column("verdict", no_wrap=True)
     blocks: dict[str, list[Point]] = {}
     for point in found:
         blocks.setdefault(point.budget.label(), []).append(point)
     sign = -1 if higher_is_better else 1
     for label, block in blocks.items():
+        table.add_row(Text(label, style="italic"))
         ordered = sorted(block, key=lambda p: sign * p.quality)
         for index, point in enumerate(ordered):
             none = point.lo is None or point.hi is None
             flag = None if flags is None else flags[point.group]
             style = "bold green" if flag == "best" else ""
             cells = [
-                label if index == 0 else "",
-                point.stack,
+                f"  {point.stack}",
                 f"{point.quality:.3f}",
                 "undefined" if none else f"{point.lo:.3f}\u2013{point.hi:.3f}",
                 str(point.n),
                 ("~" if point.estimated else "") + short(point.cost),
-                short(point.flops) if point.flops else "\u2013",
                 f"{point.seconds:.2f}",
             ]
             if flag is not None:
-                cells.append(SHOWN[flag])
+                cells.append("" if flag in ("worse", "alone") else flag)
             # Text, not markup: a method's name may hold square brackets.
             table.add_row(
                 *(Text(cell, style=style) for cell in cells),

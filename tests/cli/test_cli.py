@@ -81,9 +81,7 @@ def test_doctor_lists_models_and_machine(cli: Any) -> None:
     assert "cpu" in found["machine"]
 
 
-def test_doctor_says_what_to_do(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_says_what_to_do(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path))
     text = cli("doctor").stdout
     assert "never completed" in text
@@ -112,15 +110,14 @@ def test_ask_answers_within_its_budget(cli: Any) -> None:
     words = ("ask", "Q:3+4+5=", "--raw", "--model", "reasoner", "--budget", 7)
     found = only_json(cli(*words, "--json"))
     assert set(found) == {"text", "finish_reason", "thinking", "budget", "ledger"}
-    assert sum(entry.get("generated", 0) for entry in found["ledger"]["entries"]) == 7
-    assert (found["finish_reason"], found["budget"]) == ("budget", "7 generated tokens") or found[
-        "finish_reason"
-    ] in ("eos", "length")
+    spent = sum(entry.get("generated", 0) for entry in found["ledger"]["entries"])
+    assert spent <= 7
+    assert found["budget"] == "7 generated tokens"
     plain = cli(*words)
     assert plain.exit_code == 0
     assert found["text"] in plain.stdout
     assert "answer/target: " in plain.stderr
-    assert "7 generated" in plain.stderr
+    assert f"{spent} generated" in plain.stderr
 
 
 def test_ask_runs_a_decoder(cli: Any) -> None:
@@ -133,11 +130,25 @@ def test_ask_runs_a_decoder(cli: Any) -> None:
 
 def test_ask_shortens_its_context(cli: Any, source: Path) -> None:
     words = ("ask", "Q", "--raw", "--model", "reasoner", "--budget", 4, "--context", source)
-    found = only_json(cli(*words, "--prompt", "head", "--context-budget", 20, "--json"))
-    assert "prompt:20" in found["budget"]
-    result = cli(*words, "--prompt", "head")
-    assert result.exit_code == 2
-    assert "needs --context-budget" in result.stderr
+    head = (*words, "--prompt", "head")
+    for counts, budget in (("generated", 4), ("all", 60)):
+        found = only_json(
+            cli(*head, "--context-budget", 20, "--counts", counts, "--budget", budget, "--json")
+        )
+        entries = found["ledger"]["entries"]
+        prompt = sum(entry.get("prompt_new", 0) for entry in entries)
+        spent = sum(entry.get("generated", 0) for entry in entries)
+        assert 4 < prompt <= 20 + 6  # the context and the question under it
+        assert (spent if counts == "generated" else spent + prompt) <= budget
+    for wrong, why in (
+        (head, "needs --context-budget"),
+        ((*words, "--context-budget", 20), "needs a method that shortens"),
+        ((*head, "--context-budget", 20, "--counts", "all"), "raise tokens="),
+        ((*words, "--counts", "prompt"), "--counts prompt limits no answer"),
+    ):
+        result = cli(*wrong)
+        assert result.exit_code == 2
+        assert why in result.stderr
 
 
 def test_compare_gives_points_and_a_page(cli: Any, tmp_path: Path) -> None:
@@ -187,12 +198,12 @@ def test_compress_reads_standard_input(cli: Any, source: Path) -> None:
 @pytest.mark.model
 def test_compress_a_real_file_for_the_embedded_model(cli: Any, model: Any, tmp_path: Path) -> None:
     path = tmp_path / "part.py"
-    path.write_text("\n".join(Path(textwrap.__file__).read_text().splitlines()[330:490]))
+    path.write_text("\n".join(Path(textwrap.__file__).read_text().splitlines()[-75:]))
     found = only_json(
-        cli("compress", path, "--budget", 300, "--question", "def indent(text, prefix):", "--json")
+        cli("compress", path, "--budget", 200, "--question", "def indent(text, prefix):", "--json")
     )
     assert found["tokens"] == model.count(found["text"])
-    assert 0.8 * 300 <= found["tokens"] <= 300 < found["original_tokens"]
+    assert 0.8 * 200 <= found["tokens"] <= 200 < found["original_tokens"]
     assert "indent" in found["text"]
     assert found["ledger"]["entries"][0]["role"] == "scorer"
 
@@ -200,14 +211,16 @@ def test_compress_a_real_file_for_the_embedded_model(cli: Any, model: Any, tmp_p
 def test_prove_refuses_what_is_not_there(cli: Any) -> None:
     result = cli("prove", "plain", "--json")
     assert result.exit_code == 2
-    assert "no proof for 'plain'; there are: longcodezip" in (
-        json.loads(result.stdout)["error"]["message"]
+    assert (
+        "no proof for 'plain'; there are: longcodezip"
+        in (json.loads(result.stdout)["error"]["message"])
     )
     assert cli("prove", "m1", "--scale", "huge").exit_code == 2
 
 
 # -- mistakes ---------------------------------------------------------------------------------
 
+REASONER = ("--model", "reasoner")
 MISTAKES = {
     "unknown method": ("methods", "longcodzip"),
     "unknown task": ("compare", "--task", "chain", "--method", "plain", "--budget", "4"),
@@ -217,9 +230,8 @@ MISTAKES = {
     "negative budget": ("compress", __file__, "--budget", "-3", "--model", "reasoner"),
     "unknown count": ("ask", "x", "--counts", "words"),
     "missing file": ("compress", "no/such/file.py", "--budget", "9", "--model", "reasoner"),
-    "no compressor": ("compress", __file__, "--budget", "9", "--method", "m1", "--model", "reasoner"),
-    "unknown knob": ("compress", __file__, "--budget", "9", "--method", "head:x=1", "--model",
-                     "reasoner"),  # fmt: skip
+    "no compressor": ("compress", __file__, "--budget", "9", "--method", "m1", *REASONER),
+    "unknown knob": ("compress", __file__, "--budget", "9", "--method", "head:x=1", *REASONER),
     "missing run file": ("compare", "no/such.toml"),
     "unknown model": ("ask", "x", "--model", "./no-such-folder"),
     "bad mode": ("ask", "x", "--model", "reasoner@quick"),

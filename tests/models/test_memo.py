@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import tiny_model
 
 from outlay.errors import InputError
 from outlay.models.base import Account, Scorer
 from outlay.models.memo import MemoScorer
+from tiny_models import tiny_model
 
 MODEL = tiny_model()
 TEXTS = ("the cat", "ab", "x\ny", "é", "")
@@ -20,7 +20,9 @@ TEXTS = ("the cat", "ab", "x\ny", "é", "")
 
 @settings(max_examples=20)
 @given(
-    st.lists(st.lists(st.tuples(st.sampled_from(TEXTS), st.integers(0, 3)), max_size=5), max_size=4),
+    st.lists(
+        st.lists(st.tuples(st.sampled_from(TEXTS), st.integers(0, 3)), max_size=5), max_size=4
+    ),
     st.integers(0, 12),
 )
 def test_results_are_the_scorers_own_at_any_memory(
@@ -46,7 +48,10 @@ def test_the_second_time_is_free_and_booked_as_cached() -> None:
     memo.losses(["ab", "the cat", "ab"], account=account)
     assert MODEL.computed_tokens == before
     second = account.ledger.entries[-1]
-    assert (second.prompt_new, second.prompt_cached) == (0, 2 * MODEL.count("ab") + MODEL.count("the cat"))
+    assert (second.prompt_new, second.prompt_cached) == (
+        0,
+        2 * MODEL.count("ab") + MODEL.count("the cat"),
+    )
     assert (second.role, second.method) == ("scorer", "m")
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import tiny_model, tiny_network, tiny_tokenizer
 from torch import nn
 
 from outlay.models.base import SamplingParams
 from outlay.models.local import LocalModel
 from outlay.models.quantise import FEW_ROWS, Int8Linear, quantise_linears
+from tiny_models import tiny_model, tiny_network, tiny_tokenizer
 
 WORDS = "the cat in the hat"
 
@@ -70,9 +70,7 @@ def test_a_quantised_model_is_close_to_its_own(kind: str) -> None:
     assert count == 2 * 7 + 1
     assert torch.equal(network.get_input_embeddings().weight, embedding)
     found_BTV = network(ids_BT).logits.log_softmax(-1)
-    nll = [
-        torch.nn.functional.nll_loss(x[0, :-1], ids_BT[0, 1:]) for x in (want_BTV, found_BTV)
-    ]
+    nll = [torch.nn.functional.nll_loss(x[0, :-1], ids_BT[0, 1:]) for x in (want_BTV, found_BTV)]
     assert abs(float(nll[0] - nll[1])) < 0.1
     agree = (want_BTV.argmax(-1) == found_BTV.argmax(-1)).float().mean()
     assert agree > 0.8

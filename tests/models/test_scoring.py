@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import tiny_model
 
 from outlay.models.scoring import batch_losses, batches, padding_waste, position_losses
+from tiny_models import tiny_model
 
 LENGTHS = st.lists(st.integers(1, 3000), max_size=60)
 
@@ -64,9 +64,7 @@ def test_the_head_sees_only_the_positions_asked_for() -> None:
 
     rows = [[5, 6, 7, 8, 9], [5, 6], [7]]
     with torch.inference_mode():
-        found = batch_losses(
-            model._body, head, rows, [3, 0, 0], pad=0, device=torch.device("cpu")
-        )
+        found = batch_losses(model._body, head, rows, [3, 0, 0], pad=0, device=torch.device("cpu"))
     assert seen == 2 + 1
     assert [np.isfinite(f).tolist() for f in found] == [
         [False, False, False, True, True],

@@ -75,16 +75,9 @@ def register(app: typer.Typer) -> None:
                 raise InputError(
                     f"--prompt {prompt} needs --context-budget, the size to shorten to"
                 )
-            stages = None
-            if context_budget is not None:
-                if counts != "all":
-                    stages = {"prompt": context_budget, "answer": budget}
-                    limit = Budget(tokens=budget + context_budget, counts="all", stages=stages)
-                else:
-                    stages = {"prompt": context_budget}
-                    limit = Budget(tokens=budget, counts="all", stages=stages)
-            else:
-                limit = Budget(tokens=budget, counts=cast(Counts, counts))
+            if counts == "prompt":
+                raise InputError("--counts prompt limits no answer; use --context-budget for that")
+            limit = Budget(tokens=budget, counts=cast(Counts, counts))
             text = "\n\n".join(read_text(path).text for path in context or [])
             answer = api.ask(
                 question,
@@ -92,6 +85,7 @@ def register(app: typer.Typer) -> None:
                 model=model,
                 stack=stack_spec(prompt, decode, cache, reason),
                 budget=limit,
+                context_budget=context_budget,
                 sampling=SamplingParams(max_tokens=budget, temperature=temperature, seed=seed),
                 raw=raw,
                 on_text=None if as_json else lambda piece: typer.echo(piece, nl=False),

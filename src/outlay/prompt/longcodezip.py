@@ -18,7 +18,8 @@ Differs from the paper and its package:
   handed to single-line blocks.
 - Rates are rescaled until they meet the budget (`alloc="paper"`: once); blocks are joined with the
   source's own line breaks (`join="paper"`: a blank line); functions are found by parsers.
-- The relevance is a difference of log-likelihoods (`score="ppl"`: of perplexities, eq. 1).
+- `score="nll"` offers the difference of log-likelihoods: a query with one rare token dominates a
+  difference of perplexities (the default, eq. 1).
 """
 
 from __future__ import annotations
