@@ -186,24 +186,27 @@ def test_a_killed_run_goes_on_to_the_same_records_and_does_nothing_twice(
     assert len(lines(out / RECORDS)) == CELLS
 
 
-def test_ctrl_c_exits_with_130_and_leaves_whole_lines(tmp_path: Path) -> None:
+COMMAND = """
+import sys
+sys.path.insert(0, {tests!r})
+from recording_model import RecordingModel
+import outlay.models
+outlay.models.load = lambda spec: RecordingModel(None, 0.02)
+from outlay.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_ctrl_c_exits_with_130_and_leaves_whole_lines(tmp_path: Path, workers: int) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-c", "from outlay.cli import main; main()", "compare"]
-    command += [
-        "--task",
-        "chainarith",
-        "--method",
-        "plain",
-        "--budget",
-        "48",
-        "--model",
-        "reasoner",
-    ]
-    command += ["--n", "400", "--out", str(out)]
+    command = [sys.executable, "-c", COMMAND.format(tests=str(Path(__file__).parent)), "compare"]
+    command += ["--task", "chainarith", "--method", "plain", "--budget", "8"]
+    command += ["--n", "2000", "--workers", str(workers), "--out", str(out)]
     status = start_and_stop(command, out / RECORDS, signal.SIGINT, 3)
     assert status == 130
     rows = lines(out / RECORDS)
-    assert len(rows) >= 3
+    assert 3 <= len(rows) < 2000
     assert all(json.loads(row)["record"]["task"] == "chainarith" for row in rows)
     assert rows[-1].endswith("\n")
 

@@ -58,6 +58,7 @@ SATURATED = 0.03  # accuracy at the natural length is this close to the unlimite
 REACHED = 0.9  # share of the unlimited accuracy that counts as "enough budget"
 CHANCE = 1 / 20  # attributes have 20 values
 UNSEEN_AT_MOST = 2 * CHANCE  # accuracy on unseen facts, at every budget and number of waits
+REPEATS = "each question once: a first run, with repeated questions, missed this target"
 PARSED = 1.0  # share of forced outputs with an answer
 
 
@@ -215,7 +216,7 @@ def _knowledge(
             cells[worst].accuracy <= UNSEEN_AT_MOST,
             None if pooled.lo is None or pooled.hi is None else (pooled.lo, pooled.hi),
             f"the highest of {len(cells)} settings ({worst}); the interval is of their mean; "
-            f"chance {CHANCE}, n={pooled.n}; target: at most {UNSEEN_AT_MOST}",
+            f"chance {CHANCE}, n={pooled.n}; target: at most {UNSEEN_AT_MOST}; {REPEATS}",
         ),
         Check(
             "thinking does not raise accuracy on unseen facts",
@@ -223,7 +224,7 @@ def _knowledge(
             gain.mean,
             not (gain.separable and gain.mean > 0),
             (gain.lo, gain.hi),
-            f"unlimited minus B=0, n={gain.n}; target: not separably above 0",
+            f"unlimited minus B=0, n={gain.n}; target: not separably above 0; {REPEATS}",
         ),
         Check(
             "facts seen in training are recalled, unseen ones are not",
