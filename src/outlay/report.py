@@ -338,11 +338,18 @@ def rich_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-    table.add_column("method", overflow="fold", min_width=12)
-    level = f"{100 * confidence:g} % CI"
-    for name in (metric, level, "n", UNITS[found[0].axis].split(" per ")[0], "s"):
-        table.add_column(name, justify="right", no_wrap=name != metric)
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("method", overflow="fold", min_width=20)
+    axis = found[0].axis
+    unit = axis if axis in ("flops", "seconds", "usd") else "tokens"
+    for name in (metric, f"{100 * confidence:g} % CI", "n", unit):
+        table.add_column(name, justify="right", no_wrap=True)
     if flags is not None:
         table.add_column("verdict", no_wrap=True)
     blocks: dict[str, list[Point]] = {}
@@ -362,7 +369,6 @@ def rich_table(
                 "undefined" if none else f"{point.lo:.3f}\u2013{point.hi:.3f}",
                 str(point.n),
                 ("~" if point.estimated else "") + short(point.cost),
-                f"{point.seconds:.2f}",
             ]
             if flag is not None:
                 cells.append("" if flag in ("worse", "alone") else flag)

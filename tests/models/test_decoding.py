@@ -307,7 +307,7 @@ def test_no_settings_overspend_a_token_budget(budget: Budget, calls: list[Any]) 
 
 
 @settings(max_examples=12)
-@given(st.floats(0.5, 6), st.integers(1, 3), st.integers(0, 9))
+@given(st.floats(0.5, 6), st.integers(1, 3), st.integers(0, 60))
 def test_no_settings_overspend_a_flops_budget(factor: float, n: int, forced: int) -> None:
     assert MODEL.shape is not None
     limit = factor * MODEL.shape.flops_generate(20, 10)
@@ -384,20 +384,26 @@ def test_a_failed_call_gives_its_reservation_back(monkeypatch: pytest.MonkeyPatc
     meter = account.meter
     assert meter is not None
     root = model.open(WORDS, account=account)
-    left = meter.remaining()
+    left, flops = meter.remaining(), meter.flops
 
     def fails(*args: object, **kwargs: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(model.model.model, "forward", fails)
     forced = model.append(root, "a")
+    free = Account(meter=meter)
     for call in (
         lambda: model.extend([forced], FREE, account=account),
+        lambda: model.open(WORDS, account=free),
+        lambda: model.score(root, ["the end"], account=free),
+        lambda: model.losses([WORDS], account=free),
         lambda: model.extend([root], FREE, account=account),
     ):
         with pytest.raises(MemoryError):
             call()
-    assert meter.remaining() == left - 1  # the second sampled one token before it failed
+    assert meter.remaining() == left - 1  # the last one sampled one token before it failed
+    assert meter.flops == pytest.approx(flops)
+    assert len(free.ledger) == 0
 
 
 # -- streaming --------------------------------------------------------------------------------

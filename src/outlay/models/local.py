@@ -10,6 +10,7 @@ Shapes: B rows, T time, C hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import time
@@ -33,6 +34,7 @@ from outlay.models.base import (
     Capabilities,
     Chunk,
     Generation,
+    Hold,
     Message,
     Prompt,
     SamplingParams,
@@ -232,11 +234,10 @@ class LocalModel:
         ids = self.prompt_ids(prompt, assistant_prefix)
         flops = self.flops(len(ids), logits_rows=1)
         hold = account.hold([], prompt=len(ids), flops_fixed=flops)
-        try:
+        with _given_back(account, hold):
             root = Branch(_name(), None, tuple(ids), "", "open", handle=Segment())
             self.materialise([root])
-        finally:
-            account.settle(hold, 0, flops=flops)
+        account.settle(hold, 0, flops=flops)
         account.ledger.record(
             account.stage,
             account.role,
@@ -318,7 +319,7 @@ class LocalModel:
         flops = self.flops(width - 1, past, batch=len(rows))
         fixed = self.pending_flops([branch]) + flops
         hold = account.hold([], prompt=total, flops_fixed=fixed)
-        try:
+        with _given_back(account, hold):
             flops += self.materialise([branch])
             logits_V = segment(branch).next_logits_V
             assert logits_V is not None
@@ -335,8 +336,7 @@ class LocalModel:
                         float(logprobs_BTV[i, t - 1, row[t]]) for t in range(1, len(row))
                     ]
                 self.computed_tokens += total - len(rows)
-        finally:
-            account.settle(hold, 0, flops=flops)
+        account.settle(hold, 0, flops=flops)
         account.ledger.record(
             account.stage,
             account.role,
@@ -438,7 +438,7 @@ class LocalModel:
         hold = account.hold([], prompt=total, flops_fixed=flops)
         nll: list[Any] = [np.empty(0)] * len(rows)
         filled = [i for i, t in enumerate(lengths) if t]
-        try:
+        with _given_back(account, hold):
             for group in scoring.batches(
                 [lengths[i] for i in filled], max_tokens=self.max_score_tokens
             ):
@@ -454,8 +454,7 @@ class LocalModel:
                 for i, values in zip(chosen, scored, strict=True):
                     nll[i] = values
                 self.computed_tokens += sum(lengths[i] for i in chosen)
-        finally:
-            account.settle(hold, 0, flops=flops)
+        account.settle(hold, 0, flops=flops)
         account.ledger.record(
             account.stage,
             account.role,
@@ -628,6 +627,16 @@ class LocalModel:
             eos = getattr(source, "eos_token_id", None)
             found.update([eos] if isinstance(eos, int) else eos or [])
         return frozenset(found)
+
+
+@contextlib.contextmanager
+def _given_back(account: Account, hold: Hold) -> Iterator[None]:
+    """A call that fails is in no ledger, so the meter must not count it either."""
+    try:
+        yield
+    except BaseException:
+        account.settle(hold, -hold.fixed)
+        raise
 
 
 def _name() -> str:
