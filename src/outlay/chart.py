@@ -95,6 +95,8 @@ def layout(points: Sequence[Point], metric: str) -> Chart:
     curves = by_stack(points)
     edge = WIDTH - RIGHT
     near = [stack for stack, curve in curves.items() if x(curve[-1].cost) > edge - FAR]
+    if len(near) + 1 < len(curves):  # several names inside the picture would overlap
+        near = list(curves)
     wanted = [y(curves[stack][-1].quality) for stack in near]
     places = dict(zip(near, spread(wanted, 17, TOP + 6, HEIGHT - BOTTOM), strict=True))
     unit = UNITS[points[0].axis]

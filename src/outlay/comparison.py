@@ -272,7 +272,8 @@ def compare(
         "seeds": ", ".join(dict.fromkeys(str(job.plan.seed) for job in jobs)),
         "date": machine.today(),
         "commit": machine.commit(),
-        "machine": machine.machine(),
+        "machine": machine.sentence(),
+        "versions": ", ".join(f"{name} {v}" for name, v in machine.versions().items()),
     }
     views = {job.name: job.view() for job in jobs}
     return Comparison(plans.title, outcomes, views, failures, meta, folder)

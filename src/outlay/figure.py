@@ -211,6 +211,8 @@ def _label_curves(axes: Any, curves: dict[str, list[Point]]) -> None:
         return float(to_axes.transform((x, point.quality))[0])
 
     near = [stack for stack, end in ends.items() if share(end) > 0.7]
+    if len(near) + 1 < len(ends):  # several names inside the picture would overlap
+        near = list(ends)
     wanted = [ends[stack].quality for stack in near]
     places = dict(zip(near, spread(wanted, (hi - lo) * 0.055, lo, hi), strict=True))
     for index, (stack, end) in enumerate(ends.items()):

@@ -34,6 +34,14 @@ def machine() -> dict[str, Any]:
     return info
 
 
+def sentence() -> str:
+    """The machine in a line for people."""
+    info = machine()
+    parts = [str(info["cpu"]), f"{info['cores']} cores", f"Python {info['python']}"]
+    parts += [str(info["gpu"])] if "gpu" in info else []
+    return ", ".join([*parts, str(info["system"])])
+
+
 def versions() -> dict[str, str]:
     """Versions of outlay and of the libraries that results depend on."""
     found = {}

@@ -327,6 +327,21 @@ def test_no_settings_overspend_a_flops_budget(factor: float, n: int, forced: int
     assert account.meter.flops == pytest.approx(account.ledger.totals().flops)
 
 
+def test_forced_text_is_part_of_a_flops_budget() -> None:
+    root = MODEL.open(WORDS)
+    forced = MODEL.append(root, [7] * 100)
+    assert MODEL.shape is not None
+    account = Account.open(Budget(flops=20 * MODEL.shape.flops(1, 130)))
+    one = SamplingParams(max_tokens=1)
+    for call in (
+        lambda: MODEL.extend([forced], one, account=account),
+        lambda: MODEL.score(forced, ["a"], account=account),
+    ):
+        with pytest.raises(BudgetError, match="raise flops="):
+            call()
+    MODEL.extend([root], one, account=account)
+
+
 def test_flops_of_a_tree_are_those_of_its_tokens() -> None:
     account = Account()
     root = MODEL.open(WORDS, account=account)

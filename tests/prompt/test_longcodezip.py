@@ -304,7 +304,7 @@ def test_scores_rank_alike_and_single_equals_batched(scorer, module, query) -> N
     nll = Relevance(scorer, query, "nll").ami(texts, names)
     ppl = Relevance(scorer, query, "ppl").ami(texts, names)
     assert np.argsort(nll, kind="stable").tolist() == np.argsort(ppl, kind="stable").tolist()
-    one = [Relevance(scorer, query).ami([t], ["x"])[0] for t in texts]
+    one = [Relevance(scorer, query, "nll").ami([t], ["x"])[0] for t in texts]
     assert one == pytest.approx(nll, abs=1e-3)
 
 
@@ -383,15 +383,28 @@ def embedded():
 SHORT = "    lo = bisect_right(a, x, lo, hi)"
 
 
+@pytest.fixture(scope="module")
+def shallow():
+    """The embedded model's first three layers: real weights, quick enough for a pass a line."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from outlay.models import embedded as source
+    from outlay.models.local import LocalModel
+
+    folder, _ = source.fetch()
+    network = AutoModelForCausalLM.from_pretrained(folder, num_hidden_layers=3)
+    return LocalModel(network.eval(), AutoTokenizer.from_pretrained(folder), "shallow")
+
+
 @pytest.mark.model
-def test_the_real_model_selects_as_the_slow_reference(embedded, small_module) -> None:
+def test_a_real_network_selects_as_the_slow_reference(shallow, small_module) -> None:
     # One function of the module and its closing code: the reference takes one pass a line.
     first, last = small_module.index("def bisect_right"), small_module.index("# Overwrite above")
     text = small_module[:first] + small_module[last:]
-    budget = embedded.count(text) * 2 // 3
-    method = LongCodeZip(embedded, overshoot=True, score="ppl", alloc="paper", fill=False)
+    budget = shallow.count(text) * 2 // 3
+    method = LongCodeZip(shallow, overshoot=True, score="ppl", alloc="paper", fill=False)
     report = squeeze(method, text, SHORT, budget).report
-    compare(report, embedded, text, SHORT.strip("\n"), budget)
+    compare(report, shallow, text, SHORT.strip("\n"), budget)
 
 
 @pytest.mark.model

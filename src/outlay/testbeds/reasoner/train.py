@@ -51,7 +51,7 @@ class TrainConfig:
         InputError: for values out of range.
     """
 
-    steps: int = 3000
+    steps: int = 2000
     seed: int = 0
     hidden: int = 96
     layers: int = 3
