@@ -217,8 +217,7 @@ class StepLabel:
 
 _PIECE = re.compile(r"\[([1-9+])\]|(Wait)|<[a-z]+>|([^;\[<W]*);")
 _EQUATION = re.compile(r"(\d+)([+\-*/])(\d+)=(\d+)")
-_CODE = re.compile(r"(\d+)((?:,\d+[+\-*])+):(.*)")
-_EMULATED = re.compile(r"(\d+)([+\-*])>(\d+)[,;]")
+_CODE = re.compile(r"(\d+)((?:,\d+[+\-*])+):((?:\d+[,;])*)")
 
 
 def label_steps(problem: ChainProblem, thinking: str) -> list[StepLabel]:
@@ -314,15 +313,15 @@ def _label_code(problem: ChainProblem, text: str) -> list[StepLabel]:
     value = int(match[1])
     copied = value == chain.start
     labels = []
-    for index, step in enumerate(_EMULATED.finditer(match[3])):
-        operand, sign, result = int(step[1]), step[2], int(step[3])
-        copied = (
-            copied
-            and index < min(len(program), len(chain.operations))
-            and (sign, operand) == program[index] == chain.operations[index]
-        )
+    for index, stated in enumerate(re.findall(r"\d+", match[3])):
+        if index >= min(len(program), len(chain.operations)):
+            labels.append(StepLabel(stated, "step", False, False, False))
+            continue
+        sign, operand = program[index]
+        copied = copied and program[index] == chain.operations[index]
+        result = int(stated)
         right = apply(sign, value, operand, chain.modulus) == result
-        on_path = index < len(chain.operations) and result == chain.values[index + 1]
-        labels.append(StepLabel(step[0][:-1], "step", right, copied, on_path))
+        on_path = result == chain.values[index + 1]
+        labels.append(StepLabel(stated, "step", right, copied, on_path))
         value = result
     return labels

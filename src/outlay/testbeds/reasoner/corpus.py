@@ -134,7 +134,8 @@ class Mix:
     def _recall(self, rng: random.Random, world: FactWorld) -> RecallProblem:
         if rng.random() < 0.5:
             problem = world.sample(rng, 2, known=True, split="train")
-            return world.led_astray(problem, rng) if rng.random() < self.detour else problem
+            astray = self.detour > 0 and rng.random() < self.detour
+            return world.led_astray(problem, rng) if astray else problem
         while True:
             problem = world.problem(rng.choice(world.names), rng.choice(RELATIONS))
             if problem.known:

@@ -2,7 +2,7 @@
 
 Formats: `direct` thinks nothing; `short` writes one equation per operation; `long` checks every
 equation by the inverse operation (`3+4=7;7-4=3;`); `code` writes the chain as a postfix program and
-then emulates it (`3,4+,5*:4+>7,5*>15;`). Of recall problems, `long` states every hop twice and
+then emulates it (`3,4+,5*:7,15;`). Of recall problems, `long` states every hop twice and
 `code` does not exist. Problems of several chains open each with a heading: `[1]`, `[2]`, ..., then
 `[+]` for the final sum.
 
@@ -148,9 +148,7 @@ def _code_atoms(chain: Chain) -> list[Atom]:
     for sign, operand in chain.operations:
         program += [",", str(operand), sign]
     atoms = [Atom(text) for text in [*program, ":"]]
-    for index, (sign, operand) in enumerate(chain.operations, start=1):
-        value = str(chain.values[index])
-        atoms += [Atom(str(operand)), Atom(sign), Atom(">")]
+    for index, value in enumerate(map(str, chain.values[1:]), start=1):
         atoms.append(Atom(value, done=index, value=value))
         atoms.append(Atom(";" if index == len(chain.operations) else ","))
     return atoms
