@@ -68,8 +68,8 @@ def decoding(exact: LocalModel, fast: LocalModel, tokens: int, repeats: int) -> 
 
 
 def forking(exact: LocalModel, tokens: int, repeats: int) -> common.Row:
-    """Eight continuations of one 256-token prompt: one prefill against eight."""
-    prompt = exact.encode(inspect.getsource(textwrap))[:256]
+    """Eight continuations of one 128-token prompt: one prefill against eight."""
+    prompt = exact.encode(inspect.getsource(textwrap))[:128]
     sampling = SamplingParams(max_tokens=tokens, temperature=0.8, ignore_eos=True)
 
     def ours() -> None:
@@ -90,7 +90,7 @@ def forking(exact: LocalModel, tokens: int, repeats: int) -> common.Row:
 
     seconds = common.turns({"ours": ours, "theirs": theirs}, repeats)
     return common.faster(
-        f"8 branches x {tokens} tokens of a 256-token prompt",
+        f"8 branches x {tokens} tokens of a 128-token prompt",
         seconds["ours"],
         seconds["theirs"],
         "transformers generate, batch of 8",
@@ -100,7 +100,7 @@ def forking(exact: LocalModel, tokens: int, repeats: int) -> common.Row:
 
 def prefill(exact: LocalModel, repeats: int) -> common.Row:
     """Opening a prompt against the plain forward pass that keeps the last logits."""
-    ids = exact.encode(inspect.getsource(textwrap))[:512]
+    ids = exact.encode(inspect.getsource(textwrap))[:256]
     ids_BT = torch.tensor([ids])
 
     def plain() -> None:
@@ -109,7 +109,7 @@ def prefill(exact: LocalModel, repeats: int) -> common.Row:
 
     seconds = common.turns({"ours": lambda: exact.open(ids), "theirs": plain}, repeats)
     return common.faster(
-        "prefill of 512 tokens",
+        "prefill of 256 tokens",
         seconds["ours"],
         seconds["theirs"],
         "plain forward",
@@ -118,15 +118,15 @@ def prefill(exact: LocalModel, repeats: int) -> common.Row:
 
 
 def batched_scoring(exact: LocalModel, repeats: int) -> list[common.Row]:
-    """Losses of 24 functions of unequal length, against one padded batch in the given order."""
+    """Losses of functions of unequal length, against padded batches in the given order."""
     import statistics as module
 
     texts = [
         inspect.getsource(value)
         for _, value in inspect.getmembers(module, inspect.isfunction)
         if value.__module__ == "statistics"
-    ][:24]
-    texts = [text[:1200] for text in texts]
+    ][:8]
+    texts = [text[:800] for text in texts]
     lengths = [exact.count(text) for text in texts]
     groups = list(scoring.batches(lengths, max_tokens=exact.max_score_tokens))
     waste = scoring.padding_waste(lengths, groups)
@@ -139,13 +139,13 @@ def batched_scoring(exact: LocalModel, repeats: int) -> list[common.Row]:
 
     def padded() -> None:
         with torch.inference_mode():
-            for at in range(0, len(texts), 8):
+            for at in range(0, len(texts), 4):
                 logits_BTV = exact.model(
-                    ids_BT[at : at + 8], attention_mask=mask_BT[at : at + 8], use_cache=False
+                    ids_BT[at : at + 4], attention_mask=mask_BT[at : at + 4], use_cache=False
                 ).logits
                 torch.nn.functional.cross_entropy(
                     logits_BTV[:, :-1].flatten(0, 1),
-                    ids_BT[at : at + 8, 1:].flatten(),
+                    ids_BT[at : at + 4, 1:].flatten(),
                     reduction="none",
                 )
 
@@ -155,7 +155,7 @@ def batched_scoring(exact: LocalModel, repeats: int) -> list[common.Row]:
             f"losses of {len(texts)} functions, {sum(lengths)} tokens",
             seconds["ours"],
             seconds["theirs"],
-            "padded batches of 8, in order",
+            "padded batches of 4, in order",
             f"padding waste {waste:.1%}, target < 10 %",
         ),
         common.Row("padding waste of batched scoring", "share", waste, note="target < 0.10"),
@@ -211,10 +211,11 @@ def main() -> None:
     common.warn_if_busy()
     exact, fast = embedded.load(), embedded.load("fast")
     rows = decoding(exact, fast, options.tokens, options.repeats)
-    rows.append(forking(exact, 32, max(2, options.repeats // 2)))
+    rows += quality(exact, fast, 160)
     rows.append(prefill(exact, options.repeats))
+    print(common.table("models, so far", rows), flush=True)
     rows += batched_scoring(exact, max(2, options.repeats // 2))
-    rows += quality(exact, fast, 256)
+    rows.append(forking(exact, 16, max(2, options.repeats // 2)))
     common.write("models", rows)
 
 
