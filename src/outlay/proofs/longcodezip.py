@@ -84,6 +84,7 @@ def run(
     config |= {"sizes": SIZES[scale], "shares": shares, "stacks": sorted(stacks), "memo": 1}
     place = Path(folder) if folder else Path("runs") / f"proof-longcodezip-{scale}-{seed}"
     store = Run(place, config, fresh=scale == "ci")
+    found_before = len(store)  # of a stopped run: `minutes` then covers the rest only
     visible = CodeCompletion(query="visible", min_chars=low, max_chars=high)
     hidden = CodeCompletion(query="hidden", min_chars=low, max_chars=high)
     cases = _short(visible, seed, n)
@@ -102,7 +103,11 @@ def run(
     result.checks += _tried_checks(store.records, seed)
     shown = [record for record in store.records if record.method_stack not in TRIED]
     result.points = points(_by_share(shown), axis="prompt", seed=seed)
-    result.data = {"ranks": ranks, "cases": [case.id for case in cases]}
+    result.data = {
+        "ranks": ranks,
+        "cases": [case.id for case in cases],
+        "records_from_an_earlier_run": found_before,
+    }
     result.draw = _drawing(result.points)
     return result.finish()
 
