@@ -73,7 +73,7 @@ class LocalModel:
     Example:
         >>> from outlay.models import embedded
         >>> model = embedded.load()
-        >>> model.generate("The capital of France is", Budget(tokens=4)).text
+        >>> model.generate("The capital of France is", Budget(tokens=2)).text
         ' Paris.'
     """
 

@@ -6,8 +6,8 @@ to `FEW_ROWS` rows, and the same quantised values in fp32 for everything wider (
 large batches), where arithmetic is the limit and int8 would lose. Both are one model: they differ
 by the rounding of activations to bf16 alone.
 
-Chosen by measurement (`benchmarks/models.py`): on CPUs without bf16 instructions bf16 weights are
-slower than fp32, and dynamic int8 activations ruin this model.
+Measured by `benchmarks/models.py`. On CPUs without bf16 instructions bf16 weights are slower than
+fp32.
 
 Shapes: B rows, I inputs, O outputs.
 """
