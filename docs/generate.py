@@ -13,7 +13,6 @@ import dataclasses
 import importlib
 import inspect
 import json
-import pkgutil
 import re
 import sys
 import types
@@ -26,6 +25,7 @@ import typer
 
 import outlay
 from outlay import cli, registry
+from outlay.proofs.base import VERDICTS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -182,8 +182,8 @@ def systems() -> str:
 def commands() -> str:
     """Every command of the command line, with its arguments and options."""
     app = typer.Typer(name="outlay")
-    for module in pkgutil.iter_modules(cli.__path__):
-        importlib.import_module(f"{cli.__name__}.{module.name}").register(app)
+    for name in cli.COMMANDS:
+        importlib.import_module(f"{cli.__name__}.{name}").register(app)
     group: Any = typer.main.get_command(app)
     return "\n\n".join(_commands("outlay", group))
 
@@ -287,7 +287,7 @@ def proofs() -> str:
     """Committed results of proofs, claim by claim."""
     parts = []
     for proof in _read("proofs"):
-        held = sum(check["holds"] for check in proof["checks"])
+        judged = [check["holds"] for check in proof["checks"] if check["holds"] is not None]
         cpu = proof["machine"].get("gpu") or proof["machine"]["cpu"]
         seeds = ", ".join(map(str, proof["seeds"]))
         rows = [
@@ -296,14 +296,14 @@ def proofs() -> str:
                 check["paper"],
                 _number(check["measured"]),
                 " to ".join(map(_number, check["ci"])) if check["ci"] else "",
-                "yes" if check["holds"] else "**no**",
+                VERDICTS[check["holds"]],
             )
             for check in proof["checks"]
         ]
         parts += [
             f"### {proof['system']}",
-            f"{held} of {len(rows)} claims hold. Scale {proof['scale']}, {proof['date']}, {cpu}, "
-            f"{proof['minutes']:.1f} minutes, seeds {seeds}.",
+            f"{sum(judged)} of {len(judged)} claims with a target hold. Scale {proof['scale']}, "
+            f"{proof['date']}, {cpu}, {proof['minutes']:.1f} minutes, seeds {seeds}.",
             table(("claim", "paper", "measured", "95 % interval", "holds"), rows),
         ]
     return "\n\n".join(parts) or "No proof has been run at a scale that is committed yet."

@@ -10,10 +10,19 @@ from rich.console import Console
 from outlay.budget import Budget
 from outlay.chart import layout
 from outlay.errors import InputError
+from outlay.evals.base import Mark
 from outlay.figure import PALETTE
 from outlay.frontier import Record, points, verdicts
 from outlay.ledger import Ledger
-from outlay.report import DETAIL_LIMIT, View, render_report, rich_table, write_report
+from outlay.report import (
+    DETAIL_LIMIT,
+    MARKED_LIMIT,
+    Detail,
+    View,
+    render_report,
+    rich_table,
+    write_report,
+)
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\" \u2028"
 
@@ -111,7 +120,7 @@ def test_text_from_models_stays_text_wherever_it_appears():
         title=EVIL,
         records=rows,
         meta={EVIL: EVIL, "seeds": [1, EVIL]},
-        details={rows[0].key: {EVIL: EVIL}},
+        details={rows[0].key: Detail({EVIL: EVIL})},
         views={EVIL: View(metric=EVIL, about=EVIL)},
         notes=[EVIL],
     )
@@ -140,7 +149,7 @@ def test_the_program_never_builds_markup_from_text():
 
 def test_every_outcome_is_in_the_drill_down_with_its_texts_in_order():
     rows = run()
-    details = {rows[0].key: {"prompt": "p", "answer": "a", "expected": "e"}}
+    details = {rows[0].key: Detail({"prompt": "p", "answer": "a", "expected": "e"})}
     found = data_of(page_of(records=rows, details=details))
     assert len(found) == len(rows)
     assert list(found[0]["texts"]) == ["prompt", "answer", "expected"]
@@ -149,10 +158,35 @@ def test_every_outcome_is_in_the_drill_down_with_its_texts_in_order():
     assert found[0]["quality"] == pytest.approx(rows[0].quality)
 
 
+def test_marks_cut_a_text_into_pieces_that_join_to_it_again():
+    rows = run(n=1)
+    text = "try 1 <b>no</b> then 2 yes"
+    marks = (Mark(4, 5, "first", False), Mark(21, 22, "second", True), Mark(23, 26, "word"))
+    detail = Detail({"thinking": text, "answer": "2"}, {"thinking": marks})
+    shown = data_of(page_of(records=rows, details={rows[0].key: detail}))[0]["texts"]
+    assert "".join(piece[0] for piece in shown["thinking"]) == text
+    coloured = [piece for piece in shown["thinking"] if piece[1]]
+    assert coloured == [["1", "bad", "first"], ["2", "good", "second"], ["yes", "noted", "word"]]
+    assert shown["answer"] == "2"
+
+
+def test_overlapping_marks_and_marks_beyond_the_excerpt_are_left_out():
+    rows = run(n=1)
+    text = "x" * (MARKED_LIMIT + 5000)
+    marks = (Mark(0, 10, "a", True), Mark(5, 20, "b", True), Mark(len(text) - 3, len(text), "c"))
+    detail = Detail({"thinking": text}, {"thinking": marks})
+    shown = data_of(page_of(records=rows, details={rows[0].key: detail}))[0]["texts"]["thinking"]
+    assert [piece[2] for piece in shown if piece[1]] == ["a"]
+    assert "characters left out" in shown[-1][0]
+    assert sum(len(piece[0]) for piece in shown) < MARKED_LIMIT + 100
+
+
 def test_long_texts_are_cut_in_the_middle_and_say_so():
     rows = run(n=1)
     text = "a" * DETAIL_LIMIT + "b" * DETAIL_LIMIT
-    shown = data_of(page_of(records=rows, details={rows[0].key: {"answer": text}}))[0]["texts"]
+    shown = data_of(page_of(records=rows, details={rows[0].key: Detail({"answer": text})}))[0][
+        "texts"
+    ]
     assert f"[... {DETAIL_LIMIT} characters left out ...]" in shown["answer"]
     assert shown["answer"].startswith("aaa")
     assert shown["answer"].endswith("bbb")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from outlay.budget import Budget
 from outlay.errors import ResultsError
+from outlay.evals.base import Mark
 from outlay.example import Outcome
 from outlay.ledger import Ledger
 from outlay.records import Record
@@ -25,12 +26,13 @@ def outcome(example: int, text: str = "fine", quality: float = 1.0) -> Outcome:
     ledger.record("answer", "target", prompt_new=5, generated=3, branch="b", seconds=0.5)
     ledger.deliver(["b"])
     record = Record("t", str(example), "head", Budget(tokens=64), 0, quality, ledger)
-    return Outcome(record, {"answer": text})
+    marks = {"answer": (Mark(0, 1, "start", True), Mark(1, 2, text))}
+    return Outcome(record, {"answer": text}, marks)
 
 
 def same(left: Run, right: Run) -> bool:
-    return {k: (o.record, o.texts) for k, o in left.outcomes.items()} == {
-        k: (o.record, o.texts) for k, o in right.outcomes.items()
+    return {k: (o.record, o.texts, o.marks) for k, o in left.outcomes.items()} == {
+        k: (o.record, o.texts, o.marks) for k, o in right.outcomes.items()
     }
 
 

@@ -23,7 +23,7 @@ from outlay.example import Outcome, run_example
 from outlay.frontier import Axis, Point, Verdict, points, verdicts
 from outlay.models.base import Model, SamplingParams, Scorer
 from outlay.records import Key, Record
-from outlay.report import View, write_report
+from outlay.report import Detail, View, write_report
 from outlay.runs import Run, fingerprint
 from outlay.stack import NOTHING, Stack
 
@@ -35,7 +35,7 @@ class Plan(BaseModel):
         task: a task's spec, see `outlay methods --tasks`.
         methods: stacks, each one or more method specs joined by "+"; "full" compresses nothing and
             runs once, without a budget, as a reference.
-        budgets: token limits.
+        budgets: token limits; none runs every method once, limited by `max_tokens` alone.
         model: see `outlay.models.load`.
         counts: what the budgets count; None takes "prompt" if any method compresses, else
             "generated".
@@ -54,7 +54,7 @@ class Plan(BaseModel):
 
     task: str
     methods: tuple[str, ...] = Field(min_length=1)
-    budgets: tuple[int, ...] = Field(min_length=1)
+    budgets: tuple[int, ...] = ()
     model: str = "embedded"
     counts: Counts | None = None
     n: int = Field(default=20, ge=1)
@@ -192,7 +192,7 @@ class Comparison:
     def report(self, path: str | Path | None = None) -> Path:
         """Write the HTML page and, beside it, one picture and one CSV of the points per task."""
         target = Path(path) if path else (self.folder or Path()) / "report.html"
-        details = {outcome.record.key: outcome.texts for outcome in self.outcomes}
+        details = {o.record.key: Detail(o.texts, o.marks) for o in self.outcomes}
         write_report(
             target,
             title=self.title,
@@ -334,6 +334,8 @@ class _Job:
         return cast(Scorer, model)
 
     def _budgets(self) -> Iterator[Budget]:
+        if not self.plan.budgets:
+            yield Budget()
         for tokens in dict.fromkeys(self.plan.budgets):
             yield Budget(tokens=tokens, counts=self.counts)
 

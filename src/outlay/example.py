@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from outlay.budget import Budget
 from outlay.errors import CapabilityError, InputError
-from outlay.evals.base import Problem, Task, continuations, pick
+from outlay.evals.base import (
+    Explains,
+    Interactive,
+    Mark,
+    Marks,
+    Problem,
+    Task,
+    continuations,
+    pick,
+)
 from outlay.models.base import Account, Message, Model, Prompt, SamplingParams, Scorer
 from outlay.records import Record
 from outlay.stack import Stack
 
+MARKED = ("thinking", "answer", "transcript")  # texts in which a task may mark something
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """A record and the texts behind it, for the report's drill-down."""
+    """A record, the texts behind it, and what to mark in them, for the report's drill-down."""
 
     record: Record
-    texts: dict[str, str]
+    texts: Mapping[str, str]
+    marks: Mapping[str, Sequence[Mark]] = field(default_factory=dict)
 
 
 def run_example(
@@ -74,7 +87,9 @@ def run_example(
     texts["prompt"] = prompt
     key = hashlib.blake2b(f"{seed}:{problem.id}".encode(), digest_size=4).digest()
     sampling = replace(sampling, seed=int.from_bytes(key, "big"))
-    if task.kind == "likelihood":
+    if task.kind == "episode":
+        quality = _play(model, stack, task, problem, run_budget, sampling, account, texts)
+    elif task.kind == "likelihood":
         quality = _loss(model, prompt, problem.answer, account)
     elif task.kind == "choice":
         root = model.open(prompt, account=account)
@@ -85,7 +100,10 @@ def run_example(
     else:
         answer = _generate(model, stack, task, prompt, run_budget, sampling, account, texts)
         quality = task.verify(problem, answer)
-    texts["expected"] = problem.answer
+    if isinstance(task, Explains) and "answer" in texts:
+        texts.update(task.explain(problem, texts["answer"]))
+    if problem.answer:
+        texts["expected"] = problem.answer
     record = Record(
         task=task_name or task.name,
         example=problem.id,
@@ -95,7 +113,36 @@ def run_example(
         quality=float(quality),
         ledger=account.ledger,
     )
-    return Outcome(record, texts)
+    return Outcome(record, texts, _marks(task, problem, texts))
+
+
+def _marks(task: Task, problem: Problem, texts: Mapping[str, str]) -> dict[str, tuple[Mark, ...]]:
+    if not isinstance(task, Marks):
+        return {}
+    found = {name: tuple(task.marks(problem, texts.get(name, ""))) for name in MARKED}
+    return {name: marks for name, marks in found.items() if marks}
+
+
+def _play(
+    model: Model,
+    stack: Stack,
+    task: Task,
+    problem: Problem,
+    budget: Budget,
+    sampling: SamplingParams,
+    account: Account,
+    texts: dict[str, str],
+) -> float:
+    if not isinstance(task, Interactive):
+        raise InputError(f"{task.name} says that it is an episode task, but has no play()")
+    if stack.prompt is not None:
+        raise CapabilityError(
+            f"{task.name} writes many prompts by itself; drop {type(stack.prompt).__name__}"
+        )
+    episode = task.play(model, problem, budget, sampling, decode=stack.decode, account=account)
+    del texts["prompt"]  # the first of many; the transcript has them all
+    texts.update(episode.texts)
+    return episode.quality
 
 
 def _loss(model: Model, prompt: str, target: str, account: Account) -> float:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.chart import Chart, interval_text, layout
 from outlay.errors import InputError
+from outlay.evals.base import Mark
 from outlay.figure import UNITS, by_stack, short
 from outlay.frontier import Point, points
 from outlay.ledger import Totals
@@ -41,6 +42,20 @@ KINDS_SHOWN = {
     "discarded": "discarded",
 }
 DETAIL_LIMIT = 4000  # characters of one excerpt
+MARKED_LIMIT = 20_000  # the same, of a text with marks
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What opens under an example.
+
+    Args:
+        texts: by name ("prompt", "thinking", "answer", "expected", ...).
+        marks: by text's name: stretches shown in colour, with a label.
+    """
+
+    texts: Mapping[str, str]
+    marks: Mapping[str, Sequence[Mark]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,7 @@ def write_report(
     title: str,
     records: Sequence[Record],
     meta: Mapping[str, Any] | None = None,
-    details: Mapping[str, Mapping[str, str]] | None = None,
+    details: Mapping[str, Detail] | None = None,
     views: Mapping[str, View] | None = None,
     notes: Sequence[str] = (),
     price: Prices | None = None,
@@ -113,7 +128,7 @@ def write_report(
         title: headline.
         records: of any number of tasks, methods, budgets, examples and seeds.
         meta: shown in the header, in order (model, machine, seeds, versions, ...).
-        details: `Record.key` -> texts for the drill-down ("prompt", "answer", "expected", ...).
+        details: `Record.key` -> texts for the drill-down.
         views: task name -> how it is shown.
         notes: warnings and remarks; notes in the ledgers are added.
         price: for views on the axis "usd".
@@ -149,7 +164,7 @@ def render_report(
     title: str,
     records: Sequence[Record],
     meta: Mapping[str, Any] | None = None,
-    details: Mapping[str, Mapping[str, str]] | None = None,
+    details: Mapping[str, Detail] | None = None,
     views: Mapping[str, View] | None = None,
     notes: Sequence[str] = (),
     price: Prices | None = None,
@@ -176,7 +191,7 @@ def render_report(
             mine, axis=view.axis, confidence=confidence, bootstrap=bootstrap, seed=seed, price=price
         )
         sections.append(_section(task, view, mine, task_points, found))
-    examples = [_example(record, (details or {}).get(record.key, {})) for record in records]
+    examples = [_example(record, (details or {}).get(record.key, Detail({}))) for record in records]
     flagged = dict.fromkeys(note for record in records for note in record.ledger.notes())
     page: str = _template().render(
         title=title,
@@ -281,7 +296,7 @@ def _kinds(total: Totals) -> dict[str, int]:
     }
 
 
-def _example(record: Record, texts: Mapping[str, str]) -> dict[str, Any]:
+def _example(record: Record, detail: Detail) -> dict[str, Any]:
     total = record.ledger.totals()
     return {
         "task": record.task,
@@ -294,14 +309,33 @@ def _example(record: Record, texts: Mapping[str, str]) -> dict[str, Any]:
         "generated": total.generated,
         "forced": total.forced,
         "seconds": round(total.seconds, 4),
-        "texts": {str(name): _excerpt(str(text)) for name, text in texts.items()},
+        "texts": {
+            str(name): _pieces(str(text), detail.marks.get(name, ()))
+            for name, text in detail.texts.items()
+        },
     }
 
 
-def _excerpt(text: str) -> str:
-    if len(text) <= DETAIL_LIMIT:
+def _pieces(text: str, marks: Sequence[Mark]) -> str | list[list[str]]:
+    """A text as the page's script shows it: plain, or in pieces of (text, verdict, label)."""
+    if not marks:
+        return _excerpt(text, DETAIL_LIMIT)
+    pieces, at = [], 0
+    for mark in marks:
+        if mark.start < at or not mark.start < mark.end <= MARKED_LIMIT:
+            continue  # beyond what is shown
+        verdict = "" if mark.good is None else "good" if mark.good else "bad"
+        pieces.append([text[at : mark.start], "", ""])
+        pieces.append([text[mark.start : mark.end], verdict or "noted", mark.label])
+        at = mark.end
+    pieces.append([_excerpt(text[at:], MARKED_LIMIT - at), "", ""])
+    return [piece for piece in pieces if piece[0]]
+
+
+def _excerpt(text: str, limit: int) -> str:
+    if len(text) <= limit:
         return text
-    half = DETAIL_LIMIT // 2
+    half = max(1, limit // 2)
     left_out = len(text) - 2 * half
     return f"{text[:half]}\n[... {left_out} characters left out ...]\n{text[-half:]}"
 

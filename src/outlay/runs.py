@@ -12,10 +12,12 @@ import json
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from outlay.errors import ResultsError
+from outlay.evals.base import Mark
 from outlay.example import Outcome
 from outlay.records import Record
 
@@ -77,7 +79,8 @@ class Run:
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
                 row = json.loads(line)
-                outcome = Outcome(Record.from_dict(row["record"]), row["texts"])
+                record = Record.from_dict(row["record"])
+                outcome = Outcome(record, row["texts"], _marks(row.get("marks", {})))
             except (ValueError, KeyError, TypeError, ResultsError) as error:
                 raise ResultsError(
                     f"{path}:{number} cannot be read ({error}); delete that line or use --fresh"
@@ -93,6 +96,8 @@ class Run:
     def add(self, outcome: Outcome) -> None:
         """Append one outcome; on return it is on disk."""
         row = {"record": outcome.record.to_dict(), "texts": outcome.texts}
+        if outcome.marks:
+            row["marks"] = {n: [asdict(m) for m in found] for n, found in outcome.marks.items()}
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
         with self._lock:
             if outcome.record.key in self.outcomes:
@@ -118,6 +123,10 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     """A short name for a configuration."""
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+
+def _marks(stored: Mapping[str, Any]) -> dict[str, tuple[Mark, ...]]:
+    return {name: tuple(Mark(**mark) for mark in found) for name, found in stored.items()}
 
 
 def _changed(path: Path, config: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from outlay.cli import app, ask, compare, compress, doctor, methods, models, prove
+from outlay.cli import COMMANDS, app
 
 SOURCE = '''def area(width, height):
     """Surface of a rectangle."""
@@ -29,8 +30,8 @@ def greet(name):
 
 @pytest.fixture(scope="session")
 def runner() -> CliRunner:
-    for module in (ask, compare, compress, doctor, methods, models, prove):
-        module.register(app)
+    for name in COMMANDS:
+        importlib.import_module(f"outlay.cli.{name}").register(app)
     return CliRunner()
 
 
@@ -162,6 +163,21 @@ def test_compare_gives_points_and_a_page(cli: Any, tmp_path: Path) -> None:
     assert table.exit_code == 0
     assert "chainarith" in table.stdout
     assert f"report: {Path(found['report']).resolve()}" in table.stdout.replace("\n", "")
+
+
+def test_eval_gives_efficiency_and_traces(cli: Any, tmp_path: Path) -> None:
+    words = ["eval", "chainarith:operations=[2,3]", "--n", 3, "--max-tokens", 4]
+    found = cli(*words, "--out", tmp_path, "--json")
+    assert found.exit_code == 0, found.output
+    said = json.loads(found.stdout)
+    (point,) = said["points"]
+    assert point["efficiency"]["n"] == 3
+    assert point["efficiency"]["tokens_mean"] <= 4
+    assert Path(said["traces"]).exists()
+    assert Path(said["report"]).exists()
+    shown = cli(*words, "--out", tmp_path)
+    assert "per correct" in shown.stdout
+    assert "traces:" in shown.stdout
 
 
 def test_compare_reads_a_run_file(cli: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 import typer
 
 from outlay.errors import OutlayError
+
+COMMANDS = ("ask", "compare", "compress", "doctor", "eval", "methods", "models", "prove")
 
 app = typer.Typer(
     name="outlay",
@@ -47,8 +50,6 @@ def show_json(value: Any) -> None:
 
 def main() -> None:
     """Entry point of the `outlay` command."""
-    from outlay.cli import ask, compare, compress, doctor, methods, models, prove
-
-    for module in (ask, compare, compress, doctor, methods, models, prove):
-        module.register(app)
+    for name in COMMANDS:
+        importlib.import_module(f"{__name__}.{name}").register(app)
     app()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from outlay.cli import errors, show_json
+from outlay.cli.running import progress_bars, show_comparison
 from outlay.errors import InputError
 
 
@@ -71,75 +71,10 @@ def register(app: typer.Typer) -> None:
                     "workers": workers,
                 }
                 plans = lib.Plans(compare=(lib.plan(**given),), title=f"outlay compare: {task}")
-            result = _run(plans, out, fresh, quiet=as_json)
+            with progress_bars(quiet=as_json) as progress:
+                result = lib.compare(plans, out=out, fresh=fresh, progress=progress)
             page = result.report()
             if as_json:
                 show_json({**result.to_dict(), "report": str(page), "folder": str(result.folder)})
             else:
-                _show(result, page)
-
-
-def _run(plans: Any, out: Path | None, fresh: bool, *, quiet: bool) -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    from outlay.comparison import compare as run
-
-    console = Console(stderr=True)
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=quiet or not sys.stderr.isatty(),
-    )
-    rows: dict[str, Any] = {}
-    shown: dict[str, int] = {}
-
-    def progress(name: str, done: int, total: int) -> None:
-        if name not in rows:
-            rows[name] = bars.add_task(name, total=total)
-        bars.update(rows[name], completed=done, total=total)
-        tenth = 10 * done // max(1, total)
-        if bars.disable and not quiet and shown.get(name) != tenth:
-            shown[name] = tenth
-            typer.echo(f"{name}: {done}/{total}", err=True)
-
-    try:
-        with bars:
-            return run(plans, out=out, fresh=fresh, progress=progress)
-    except KeyboardInterrupt:
-        typer.echo("\nfinished examples are kept; give the same command to go on", err=True)
-        raise
-
-
-def _show(result: Any, page: Path) -> None:
-    from rich.console import Console
-
-    from outlay.comparison import summary
-    from outlay.report import rich_table
-
-    console = Console()
-    found = result.verdicts()
-    for task, view in result.views.items():
-        console.print(
-            rich_table(
-                result.points(task),
-                found,
-                title=task,
-                metric=view.metric,
-                higher_is_better=view.higher_is_better,
-            )
-        )
-    for where, text in summary(result).items():
-        console.print(f"{where}: {text}", markup=False, highlight=False)
-    for note in result.notes():
-        console.print(f"note: {note}", style="yellow", markup=False)
-    typer.echo(f"report: {page.resolve()}")
+                show_comparison(result, page)

@@ -1,10 +1,14 @@
 """Tasks: problems with a verifier and a metric, the room's one protocol.
 
-A task samples problems from a seed and judges answers. Three kinds exist. A *generation* task
+A task samples problems from a seed and judges answers. Four kinds exist. A *generation* task
 judges the text that a model produced. A *likelihood* task judges how well the model predicts a
 known target after the prompt (nats per token), for questions that a small model cannot answer
 verbatim. A *choice* task takes the option that the model finds most likely after the prompt
-(`continuations`, `pick`) and judges it like a generated answer.
+(`continuations`, `pick`) and judges it like a generated answer. An *episode* task calls the model
+itself, many times (`Interactive.play`): an environment, a dialogue, a cascade.
+
+A task may also say more about an answer (`Explains`) and mark what matters inside a text (`Marks`);
+reports and trace files show both.
 """
 
 from __future__ import annotations
@@ -12,11 +16,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from outlay.errors import InputError
 
-Kind = Literal["generation", "likelihood", "choice"]
+if TYPE_CHECKING:
+    from outlay.budget import Budget
+    from outlay.decode.base import Decoder
+    from outlay.models.base import Account, Model, SamplingParams
+
+Kind = Literal["generation", "likelihood", "choice", "episode"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,77 @@ class Task(Protocol):
 
     def verify(self, problem: Problem, answer: str) -> float:
         """Quality of a generated answer in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What came of playing one problem.
+
+    Args:
+        quality: as the task's `verify` would give it.
+        texts: what a report shows, by name: at least "answer"; "transcript", "thinking", ...
+    """
+
+    quality: float
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Interactive(Protocol):
+    """An episode task: it calls the model itself, as often as it needs."""
+
+    def play(
+        self,
+        model: Model,
+        problem: Problem,
+        budget: Budget,
+        sampling: SamplingParams,
+        *,
+        decode: Decoder | None,
+        account: Account,
+    ) -> Episode:
+        """Play one problem within `budget`.
+
+        Every model call goes through `decode` if one is given, else through `model.generate`, and
+        books in `account`, whose meter holds the whole episode's budget. Running out of budget
+        ends the episode; it is not an error.
+        """
+        ...
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A task that can say more about an answer than one number."""
+
+    def explain(self, problem: Problem, answer: str) -> Mapping[str, str]:
+        """Short texts by name (what was wrong, where, how many steps); shown beside the answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A stretch of a text that a report marks.
+
+    Args:
+        start: first character.
+        end: character after the last.
+        label: what it is, in a few words.
+        good: right, wrong, or neither.
+    """
+
+    start: int
+    end: int
+    label: str
+    good: bool | None = None
+
+
+@runtime_checkable
+class Marks(Protocol):
+    """A task that finds intermediate solutions inside a text."""
+
+    def marks(self, problem: Problem, text: str) -> Sequence[Mark]:
+        """Marks in order of `start`, not overlapping; [] where there is nothing to mark."""
         ...
 
 

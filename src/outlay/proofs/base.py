@@ -20,6 +20,7 @@ from outlay.machine import commit, machine, today
 
 Scale = Literal["ci", "laptop", "gpu"]
 Progress = Callable[[str], None]
+VERDICTS = {True: "yes", False: "**no**", None: "reported"}
 
 
 def silent(message: str) -> None:
@@ -35,14 +36,15 @@ class Check:
         paper: the paper's figure or statement.
         measured: our value.
         ci: confidence interval of `measured`, None where there is none.
-        holds: computed from the numbers against a target written before the run.
+        holds: computed from the numbers against a target written before the run; None for a figure
+            that is reported without a target.
         note: target, sample size, and for a disagreement what was tried.
     """
 
     claim: str
     paper: str
     measured: float | str
-    holds: bool
+    holds: bool | None
     ci: tuple[float, float] | None = None
     note: str = ""
 
@@ -92,8 +94,8 @@ class ProofResult:
 
     @property
     def holds(self) -> bool:
-        """True if every claim holds."""
-        return all(check.holds for check in self.checks)
+        """True if every claim with a target holds."""
+        return all(check.holds is not False for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form of `results/proofs/<slug>.json`."""
@@ -121,7 +123,7 @@ class ProofResult:
             value = check.measured
             shown = f"{value:.4g}" if isinstance(value, float) else str(value)
             ci = "" if check.ci is None else f"{check.ci[0]:.4g} to {check.ci[1]:.4g}"
-            cells = (check.claim, check.paper, shown, ci, "yes" if check.holds else "**no**")
+            cells = (check.claim, check.paper, shown, ci, VERDICTS[check.holds])
             rows.append("| " + " | ".join(map(_cell, (*cells, check.note))) + " |")
         return "\n".join(rows) + "\n"
 
