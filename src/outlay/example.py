@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from outlay.evals.base import (
     Mark,
     Marks,
     Problem,
+    Reads,
     Task,
     continuations,
     pick,
@@ -65,10 +67,11 @@ def run_example(
     Raises:
         OutlayError: whatever a method raises for this example.
     """
-    for slot in ("vision", "cache", "reason"):
+    for slot in ("vision", "cache"):
         if getattr(stack, slot) is not None:
             raise CapabilityError(
-                f"the slot {slot!r} cannot run on a text task yet; use prompt and decode methods"
+                f"the slot {slot!r} cannot run on a text task yet; "
+                "use prompt, decode and reason methods"
             )
     prompt_budget, run_budget = stack.budgets(budget)
     method = label or stack.label()
@@ -98,7 +101,9 @@ def run_example(
         texts["answer"] = answer
         quality = task.verify(problem, answer)
     else:
-        answer = _generate(model, stack, task, prompt, run_budget, sampling, account, texts)
+        answer = _generate(
+            model, stack, task, problem, prompt, run_budget, sampling, account, texts
+        )
         quality = task.verify(problem, answer)
     if isinstance(task, Explains) and "answer" in texts:
         texts.update(task.explain(problem, texts["answer"]))
@@ -135,10 +140,9 @@ def _play(
 ) -> float:
     if not isinstance(task, Interactive):
         raise InputError(f"{task.name} says that it is an episode task, but has no play()")
-    if stack.prompt is not None:
-        raise CapabilityError(
-            f"{task.name} writes many prompts by itself; drop {type(stack.prompt).__name__}"
-        )
+    if stack.prompt is not None or stack.reason is not None:
+        other = type(stack.prompt or stack.reason).__name__
+        raise CapabilityError(f"{task.name} writes many prompts by itself; drop {other}")
     episode = task.play(model, problem, budget, sampling, decode=stack.decode, account=account)
     del texts["prompt"]  # the first of many; the transcript has them all
     texts.update(episode.texts)
@@ -169,6 +173,7 @@ def _generate(
     model: Model,
     stack: Stack,
     task: Task,
+    problem: Problem,
     text: str,
     budget: Budget,
     sampling: SamplingParams,
@@ -178,6 +183,8 @@ def _generate(
     prompt: Prompt = text
     if task.chat and has_chat(model):
         prompt = [Message(role="user", content=text)]
+    if stack.reason is not None:
+        return _solve(model, stack, task, problem, prompt, sampling, account, texts)
     if stack.decode is None:
         generation = model.generate(prompt, budget, sampling, account=account)
     else:
@@ -187,6 +194,34 @@ def _generate(
     texts["answer"] = generation.text
     texts["finish"] = generation.finish_reason
     return generation.text
+
+
+def _solve(
+    model: Model,
+    stack: Stack,
+    task: Task,
+    problem: Problem,
+    prompt: Prompt,
+    sampling: SamplingParams,
+    account: Account,
+    texts: dict[str, str],
+) -> str:
+    from outlay.reason.base import Question
+
+    reads = task if isinstance(task, Reads) else None
+    question = Question(
+        prompt,
+        text=problem.question,
+        kind="text" if reads is None else "custom",
+        read=None if reads is None else partial(reads.read, problem),
+        delimiter="\n\n" if reads is None else reads.delimiter,
+        id=problem.id,
+    )
+    found = stack.reason.solve(model, question, sampling=sampling, account=account)
+    texts["answer"] = found.text
+    texts["finish"] = found.status
+    texts["candidates"] = str(len(found.branches))
+    return str(found.text)
 
 
 def has_chat(model: Any) -> bool:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from outlay.budget import Budget, Meter
-from outlay.errors import BudgetError
+from outlay.errors import BudgetError, InputError
 from outlay.ledger import Ledger, Stage
 from outlay.models.base import Account, Branch, Hold, Model, SamplingParams
 
@@ -20,6 +20,133 @@ def late(account: Account) -> bool:
     """Whether the time limit of the account's budget has passed."""
     deadline = None if account.meter is None else account.meter.deadline
     return deadline is not None and time.monotonic() >= deadline
+
+
+@dataclass(frozen=True)
+class Growth:
+    """n sampled children of every branch, on one account.
+
+    Args:
+        branches: of one model.
+        sampling: one for all, or one per branch.
+        n: children per branch.
+        account: where they are booked, and whose budget they take room from.
+    """
+
+    branches: Sequence[Branch]
+    sampling: SamplingParams | Sequence[SamplingParams]
+    n: int
+    account: Account
+
+    def each(self) -> list[SamplingParams]:
+        """The sampling of every branch."""
+        if isinstance(self.sampling, SamplingParams):
+            return [self.sampling] * len(self.branches)
+        if len(self.sampling) != len(self.branches):
+            raise InputError(
+                f"{len(self.sampling)} sampling parameters for {len(self.branches)} branches"
+            )
+        return list(self.sampling)
+
+
+def grow(model: Model, growths: Sequence[Growth]) -> list[list[list[Branch]] | BudgetError]:
+    """Grow many trees in one call per number of children.
+
+    Returns:
+        Per growth the children, [branch][child], or the `BudgetError` of a budget that has nothing
+        left.
+    """
+    results: list[list[list[Branch]] | BudgetError] = [[] for _ in growths]
+    by_n: dict[int, list[int]] = {}
+    for at, growth in enumerate(growths):
+        if growth.branches:
+            by_n.setdefault(growth.n, []).append(at)
+    for n, members in by_n.items():
+        if len(members) == 1:
+            growth = growths[members[0]]
+            try:
+                results[members[0]] = model.extend(
+                    growth.branches, growth.each(), n, account=growth.account
+                )
+            except BudgetError as error:
+                results[members[0]] = error
+        else:
+            for at, result in zip(
+                members, _grow(model, [growths[i] for i in members], n), strict=True
+            ):
+                results[at] = result
+    return results
+
+
+def _grow(
+    model: Model, growths: Sequence[Growth], n: int
+) -> list[list[list[Branch]] | BudgetError]:
+    results: list[list[list[Branch]] | BudgetError] = []
+    funded: list[tuple[Growth, Hold]] = []
+    branches: list[Branch] = []
+    granted: list[SamplingParams] = []
+    for growth in growths:
+        each = growth.each()
+        try:
+            hold = growth.account.hold([want.max_tokens for want in each for _ in range(n)])
+        except BudgetError as error:
+            results.append(error)
+            continue
+        results.append([])
+        funded.append((growth, hold))
+        branches += growth.branches
+        for at, want in enumerate(each):
+            room = min(hold.limits[at * n : (at + 1) * n])
+            granted.append(replace(want, max_tokens=room))
+    shared = Ledger()
+    children: list[list[Branch]] = []
+    try:
+        if branches:
+            deadline = _deadline([hold for _, hold in funded])
+            place = funded[0][0].account
+            whole = Account(shared, deadline, place.stage, place.role, place.method)
+            children = model.extend(branches, granted, n, account=whole)
+    finally:
+        _book(shared, children, n, funded)
+    parts = iter(zip(children, granted, strict=True))
+    for at, result in enumerate(results):
+        if not isinstance(result, BudgetError):
+            results[at] = [
+                [_named(child, given, want) for child in row]
+                for want, (row, given) in zip(growths[at].each(), parts, strict=False)
+            ]
+    return results
+
+
+def _named(child: Branch, given: SamplingParams, want: SamplingParams) -> Branch:
+    """The child, its end called "budget" where the budget cut it."""
+    cut = child.finish == "length" and given.max_tokens < want.max_tokens
+    return replace(child, finish="budget") if cut else child
+
+
+def _book(
+    shared: Ledger,
+    children: Sequence[Sequence[Branch]],
+    n: int,
+    funded: Sequence[tuple[Growth, Hold]],
+) -> None:
+    """Move entries to their own ledgers and settle; what a failed call spent is the first's."""
+    owner: dict[str, int] = {}
+    at = 0
+    for index, (growth, _) in enumerate(funded):
+        for row in children[at : at + len(growth.branches)]:
+            owner.update((child.id, index) for child in row)
+        at += len(growth.branches)
+    counts, flops = [0] * len(funded), [0.0] * len(funded)
+    for entry in shared.entries:
+        index = owner.get(entry.branch or "", 0)
+        account = funded[index][0].account
+        moved = replace(entry, stage=account.stage, role=account.role, method=account.method)
+        account.ledger.extend(Ledger([moved]))
+        counts[index] += entry.generated
+        flops[index] += entry.flops
+    for (growth, hold), count, work in zip(funded, counts, flops, strict=True):
+        growth.account.settle(hold, count, flops=work)
 
 
 def sample(
@@ -42,70 +169,25 @@ def sample(
     Raises:
         BudgetError: if a prompt's budget has nothing left.
     """
-    if not branches:
-        return []
     places = [account.at(stage) for account in accounts]
-    try:
-        if len(branches) == 1:
-            return [_alone(model, branches[0], wants[0], places[0])]
-        return list(_together(model, branches, wants, places, stage))
-    except BudgetError:
-        if not any(map(late, places)):
-            raise
-        return [None] * len(branches)
-
-
-def _alone(
-    model: Model, branch: Branch, want: SamplingParams, place: Account
-) -> tuple[Branch, int]:
-    before = len(place.ledger)
-    [[child]] = model.extend([branch], [want], account=place)
-    fresh = place.ledger.entries[before:]
-    return child, sum(entry.generated for entry in fresh if entry.branch == child.id)
-
-
-def _together(
-    model: Model,
-    branches: Sequence[Branch],
-    wants: Sequence[SamplingParams],
-    places: Sequence[Account],
-    stage: Stage,
-) -> list[tuple[Branch, int]]:
-    shared = Ledger()
-    holds: list[Hold] = []
-    children: list[Branch] = []
-    counts: list[int] = []
-    try:
-        for place, want in zip(places, wants, strict=True):
-            holds.append(place.hold([want.max_tokens]))
-        granted = [
-            replace(want, max_tokens=hold.limits[0])
-            for want, hold in zip(wants, holds, strict=True)
-        ]
-        whole = Account(shared, _deadline(holds), stage, places[0].role, places[0].method)
-        children = [row[0] for row in model.extend(branches, granted, account=whole)]
-    finally:
-        counts = _book(shared, children, places, holds)
-    return list(zip(children, counts, strict=True))
-
-
-def _book(
-    shared: Ledger,
-    children: Sequence[Branch],
-    places: Sequence[Account],
-    holds: Sequence[Hold],
-) -> list[int]:
-    """Move entries to the prompts' ledgers and settle; what a failed call spent is the first's."""
-    row = {child.id: i for i, child in enumerate(children)}
-    counts, flops = [0] * len(places), [0.0] * len(places)
-    for entry in shared.entries:
-        i = row.get(entry.branch or "", 0)
-        places[i].ledger.extend(Ledger([replace(entry, method=places[i].method)]))
-        counts[i] += entry.generated
-        flops[i] += entry.flops
-    for place, hold, count, work in zip(places, holds, counts, flops, strict=False):
-        place.settle(hold, count, flops=work)
-    return counts[: len(children)]
+    before = [len(place.ledger) for place in places]
+    growths = [
+        Growth([branch], want, 1, place)
+        for branch, want, place in zip(branches, wants, places, strict=True)
+    ]
+    grown = grow(model, growths)
+    for result in grown:
+        if isinstance(result, BudgetError):
+            if not any(map(late, places)):
+                raise result
+            return [None] * len(branches)
+    made: list[tuple[Branch, int] | None] = []
+    for result, place, start in zip(grown, places, before, strict=True):
+        assert not isinstance(result, BudgetError)
+        [[child]] = result
+        fresh = place.ledger.entries[start:]
+        made.append((child, sum(e.generated for e in fresh if e.branch == child.id)))
+    return made
 
 
 def _deadline(holds: Sequence[Hold]) -> Meter | None:

@@ -144,6 +144,21 @@ class Explains(Protocol):
         ...
 
 
+@runtime_checkable
+class Reads(Protocol):
+    """A task whose answers can be voted over and whose solutions have steps."""
+
+    @property
+    def delimiter(self) -> str:
+        """Text that ends a step of a solution."""
+        ...
+
+    def read(self, problem: Problem, completion: str) -> str | None:
+        """The answer in a completion, in a form in which equal answers are equal texts; None if
+        there is none."""
+        ...
+
+
 @dataclass(frozen=True)
 class Mark:
     """A stretch of a text that a report marks.

@@ -155,6 +155,17 @@ class ReasoningGym:
             given = [text for text in given if text.casefold().rstrip(".") in _TRUTHS]
         return float(any(self._score(entry, text) >= RIGHT for text in given if text.strip()))
 
+    @property
+    def delimiter(self) -> str:
+        """A blank line ends a step."""
+        return "\n\n"
+
+    def read(self, problem: Problem, completion: str) -> str | None:
+        """The final answer, canonical if it is a number, else without case and outer spaces."""
+        answer = final_answer(completion)
+        whole = extract_number(answer) if len(answer.split()) == 1 else None
+        return whole or answer.casefold().strip() or None
+
     def _score(self, entry: dict[str, Any], answer: str) -> float:
         with _own_random_state(0):
             try:

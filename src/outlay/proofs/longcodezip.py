@@ -61,7 +61,7 @@ MAX_QUERY = 400  # characters
 # scale -> (cases, fewest and most characters of a context)
 SIZES: dict[str, tuple[int, int, int]] = {
     "ci": (1, 500, 1500),
-    "laptop": (60, 7000, 20000),
+    "laptop": (24, 7000, 12000),
     "gpu": (500, 8000, 24000),
 }
 

@@ -49,6 +49,15 @@ def _check_template(template: str) -> None:
         raise InputError(f"template={template!r}; known are 'reasoner' and 'plain'")
 
 
+def _read(completion: str, template: Template) -> str | None:
+    if template == "plain":
+        numbers = re.findall(r"\d+", completion)
+        return numbers[-1] if numbers else None
+    if ANSWER not in completion:
+        return None
+    return completion.rsplit(ANSWER, 1)[1].split(EOS)[0].strip() or None
+
+
 @dataclass(frozen=True)
 class ChainArith:
     """Compute: chains of `operations` (inclusive range), every length equally often.
@@ -107,6 +116,15 @@ class ChainArith:
     def verify(self, problem: Problem, answer: str) -> float:
         """1 if the answer after the answer tag (or the whole text without tags) is exact."""
         return _verify(problem, answer, self.template)
+
+    @property
+    def delimiter(self) -> str:
+        """Ends a step: ";" in the reasoner's own notation."""
+        return ";" if self.template == "reasoner" else "\n\n"
+
+    def read(self, problem: Problem, completion: str) -> str | None:
+        """The answer after the last answer tag (or the last number without tags)."""
+        return _read(completion, self.template)
 
     def chain(self, problem: Problem) -> ChainProblem:
         """The chain behind a problem, for step labels."""
@@ -171,3 +189,12 @@ class ChainRecall:
     def verify(self, problem: Problem, answer: str) -> float:
         """1 if the answer after the answer tag (or the whole text without tags) is exact."""
         return _verify(problem, answer, self.template)
+
+    @property
+    def delimiter(self) -> str:
+        """Ends a step: ";" in the reasoner's own notation."""
+        return ";" if self.template == "reasoner" else "\n\n"
+
+    def read(self, problem: Problem, completion: str) -> str | None:
+        """The answer after the last answer tag (or the last number without tags)."""
+        return _read(completion, self.template)
