@@ -25,6 +25,7 @@ import typer
 
 import outlay
 from outlay import cli, registry
+from outlay.cli.methods import kind_of
 from outlay.proofs.base import VERDICTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,8 +154,7 @@ def tasks() -> str:
 
 def knobs(slug: str) -> str:
     """The knobs of one method or task, from its dataclass."""
-    kind = "methods" if slug in {entry.slug for entry in registry.methods()} else "tasks"
-    cls = registry.find(typing.cast(Any, kind), slug).load()
+    cls = registry.find(kind_of(slug), slug).load()
     hints, known = typing.get_type_hints(cls), meanings(cls)
     rows = [
         (f"`{f.name}`", shown_type(hints[f.name]), shown_default(f), known.get(f.name, ""))

@@ -5,6 +5,7 @@ import pytest
 import outlay
 from outlay.budget import Budget
 from outlay.errors import BudgetError, InputError
+from tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +43,11 @@ def test_several_files_are_joined_under_their_names(reasoner, tmp_path) -> None:
     assert "b.py" in result.text
     with pytest.raises(InputError, match="nothing to compress"):
         outlay.compress([], budget=10, model=reasoner, method="head")
+
+
+def test_ask_votes_within_its_budget() -> None:
+    model = tiny_model()
+    for spec in ("self-consistency:n=4", "best-of-n:n=3", "beam:n=4,m=2,step_tokens=6"):
+        answer = outlay.ask("Why?", model=model, stack=spec, budget=Budget(tokens=30))
+        assert answer.ledger.totals(role="target").generated <= 30
+        assert model.decode(answer.token_ids).startswith(answer.text)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from outlay.comparison import Comparison, Plan, Plans, compare, needs_scorer, plan, summary
+from outlay.comparison import Comparison, Plan, Plans, compare, needs, plan, summary
 from outlay.errors import BudgetError, CapabilityError, InputError, ResultsError
 from outlay.models.base import Model
 from outlay.runs import RECORDS
@@ -253,9 +253,9 @@ def test_two_plans_need_two_names(tmp_path: Path) -> None:
 
 
 def test_scorers_are_loaded_where_a_method_needs_one(tmp_path: Path) -> None:
-    assert needs_scorer("longcodezip+plain")
-    assert not needs_scorer("head+plain")
-    assert not needs_scorer("full")
+    assert needs("longcodezip+plain", "scorer")
+    assert not needs("head+plain", "scorer")
+    assert not needs("full", "scorer")
     change = {"methods": ("longcodezip",), "counts": None, "scorer": "x"}
     with pytest.raises(CapabilityError, match="scorer='x' cannot score text"):
         run(tmp_path, RecordingModel(), PLAN.model_copy(update=change))

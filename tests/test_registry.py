@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from outlay import registry
 from outlay.decode.thinking_budget import ThinkingBudget
 from outlay.errors import DependencyError, InputError
+from outlay.reason.verifiers import SelfEvaluation
 from outlay.registry import Entry, create, find, label, parse_spec, slug_of, split_spec
 from tiny_models import tiny_model
 
-METHODS, TASKS = registry.methods(), registry.tasks()
+METHODS, TASKS, VERIFIERS = registry.methods(), registry.tasks(), registry.verifiers()
 
 
-@pytest.mark.parametrize("entry", METHODS + TASKS, ids=lambda entry: entry.slug)
+@pytest.mark.parametrize("entry", METHODS + TASKS + VERIFIERS, ids=lambda entry: entry.slug)
 def test_every_entry_is_a_frozen_dataclass_of_its_room(entry: Entry) -> None:
     cls: Any = entry.load()
     assert dataclasses.is_dataclass(cls)
@@ -37,9 +38,9 @@ def test_every_entry_is_a_frozen_dataclass_of_its_room(entry: Entry) -> None:
 
 
 def test_names_are_unique_and_tables_do_not_share_them() -> None:
-    names = [entry.slug for entry in METHODS + TASKS]
+    names = [entry.slug for entry in METHODS + TASKS + VERIFIERS]
     assert len(set(names)) == len(names)
-    assert len({entry.target for entry in METHODS + TASKS}) == len(names)
+    assert len({entry.target for entry in METHODS + TASKS + VERIFIERS}) == len(names)
 
 
 @pytest.mark.parametrize("entry", [e for e in METHODS if e.proof], ids=lambda entry: entry.slug)
@@ -137,7 +138,8 @@ def test_a_label_makes_the_same_method_again(max_think: int, prefix: str, newlin
 
 @pytest.mark.parametrize("entry", METHODS, ids=lambda entry: entry.slug)
 def test_defaults_are_not_spelled_out(entry: Entry) -> None:
-    made = create("methods", entry.slug, given={"scorer": tiny_model()})
+    given = {"scorer": tiny_model(), "verifier": SelfEvaluation(tiny_model())}
+    made = create("methods", entry.slug, given=given)
     assert label(made) == entry.slug
     assert slug_of(made) == entry.slug
 

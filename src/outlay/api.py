@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from outlay import registry
 from outlay.budget import Budget
 from outlay.errors import CapabilityError, InputError
 from outlay.example import has_chat
@@ -39,7 +40,7 @@ def ask(
         budget: what may be spent; None is 256 generated tokens.
         context_budget: tokens of the context after the stack's prompt method; None takes the
             budget's stage "prompt".
-        sampling: temperature and so on.
+        sampling: temperature and so on; None is greedy, and 0.8 for a stack that reasons.
         raw: continue the text as it is, without a chat template.
         on_text: called with each piece of the answer as it is produced (plain decoding streams;
             other decoders call it once).
@@ -74,12 +75,20 @@ def ask(
     if not raw and has_chat(target):
         prompt = [Message(role="user", content=text)]
     limit = run_budget.stage("answer") or 1024
-    sampling = sampling or SamplingParams(max_tokens=limit)
-    if chosen.decode is not None:
-        answer = chosen.decode.generate(target, prompt, run_budget, sampling, account=account)
+    sampling = sampling or SamplingParams(max_tokens=limit, temperature=chosen.temperature)
+    if chosen.reason is not None:
+        answer = _reasoned(chosen, target, prompt, question, sampling, account)
         if on_text is not None:
             on_text(answer.text)
-        return cast(Generation, answer)
+        return answer
+    if chosen.decode is not None:
+        answer = cast(
+            Generation,
+            chosen.decode.generate(target, prompt, run_budget, sampling, account=account),
+        )
+        if on_text is not None:
+            on_text(answer.text)
+        return answer
     generation = None
     for chunk in target.stream(prompt, run_budget, sampling, account=account):
         if on_text is not None and chunk.text:
@@ -138,6 +147,24 @@ def compress(
     )
 
 
+def _reasoned(
+    stack: Stack,
+    model: Model,
+    prompt: Prompt,
+    question: str,
+    sampling: SamplingParams,
+    account: Account,
+) -> Generation:
+    from outlay.reason.base import Question
+
+    asked = Question(prompt, text=question)
+    found = stack.reason.solve(model, asked, sampling=sampling, account=account)
+    if found.chosen is None:
+        return Generation("", (), "budget", account.ledger)
+    ids = tuple(found.chosen.completion_ids())
+    return Generation(found.text, ids, found.chosen.finish, account.ledger)
+
+
 def _model(model: Model | str) -> Model:
     if not isinstance(model, str):
         return model
@@ -149,10 +176,10 @@ def _model(model: Model | str) -> Model:
 def _stack(spec: Stack | str, model: Model, scorer: Scorer | str | None = None) -> Stack:
     if isinstance(spec, Stack):
         return spec
-    from outlay.comparison import needs_scorer
+    from outlay.comparison import needs
 
     given: dict[str, Any] = {}
-    if needs_scorer(spec):
+    if needs(spec, "scorer"):
         judge: object = model if scorer is None else scorer
         if isinstance(judge, str):
             judge = _model(judge)
@@ -161,4 +188,6 @@ def _stack(spec: Stack | str, model: Model, scorer: Scorer | str | None = None) 
         if not isinstance(judge, Scorer):
             raise CapabilityError(f"{spec} needs a scorer that gives losses; use a local model")
         given["scorer"] = judge
+    if needs(spec, "verifier"):
+        given["verifier"] = registry.create("verifiers", "self", given={"model": model})
     return Stack.parse(spec, given=given)

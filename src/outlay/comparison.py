@@ -43,7 +43,9 @@ class Plan(BaseModel):
         seed: of the examples and of sampling.
         seeds: sampling repetitions per example.
         scorer: model of the compressors; None takes `model`, or the embedded one for endpoints.
-        temperature: of sampling; 0 is greedy.
+        verifier: spec of the judge of reason methods, see `outlay methods --verifiers`.
+        judge: model of the verifier; None takes `model`.
+        temperature: of sampling; 0 is greedy; None is 0, and 0.8 for methods that reason.
         max_tokens: limit on generated tokens where the budget does not set one.
         workers: examples in flight; more than 1 pays for endpoints only.
         name: of the task in tables and pages.
@@ -61,7 +63,9 @@ class Plan(BaseModel):
     seed: int = 0
     seeds: int = Field(default=1, ge=1)
     scorer: str | None = None
-    temperature: float = Field(default=0.0, ge=0)
+    verifier: str = "self"
+    judge: str | None = None
+    temperature: float | None = Field(default=None, ge=0)
     max_tokens: int = Field(default=128, ge=1)
     workers: int | None = Field(default=None, ge=1)
     name: str | None = None
@@ -308,8 +312,11 @@ class _Job:
         self.name = item.name or self.task.name
         self.model = load(item.model)
         given: dict[str, Any] = {}
-        if any(needs_scorer(spec) for spec in item.methods):
+        if any(needs(spec, "scorer") for spec in item.methods):
             given["scorer"] = MemoScorer(self._scorer(item, load))
+        if any(needs(spec, "verifier") for spec in item.methods):
+            judge = {"model": load(item.judge or item.model)}
+            given["verifier"] = registry.create("verifiers", item.verifier, given=judge)
         stacks = {spec: Stack.parse(spec, given=given) for spec in item.methods}
         compresses = any(stack.prompt is not None for stack in stacks.values())
         self.counts: Counts = item.counts or ("prompt" if compresses else "generated")
@@ -359,9 +366,6 @@ class _Job:
         todo = [cell for cell in self.cells if cell.key not in run]
         done = len(self.cells) - len(todo)
         progress(self.name, done, len(self.cells))
-        sampling = SamplingParams(
-            max_tokens=self.plan.max_tokens, temperature=self.plan.temperature
-        )
         stop = threading.Event()
 
         def one(cell: Cell) -> Outcome | Failure | None:
@@ -375,7 +379,7 @@ class _Job:
                     cell.problem,
                     cell.budget,
                     seed=cell.seed,
-                    sampling=sampling,
+                    sampling=self._sampling(cell.stack),
                     label=cell.label,
                     task_name=self.name,
                 )
@@ -391,6 +395,12 @@ class _Job:
             done += 1
             progress(self.name, done, len(self.cells))
         return failures
+
+    def _sampling(self, stack: Stack) -> SamplingParams:
+        temperature = self.plan.temperature
+        if temperature is None:
+            temperature = stack.temperature
+        return SamplingParams(max_tokens=self.plan.max_tokens, temperature=temperature)
 
     def _results(
         self,
@@ -411,15 +421,15 @@ class _Job:
                 stop.set()
 
 
-def needs_scorer(spec: str) -> bool:
-    """True if a method of the stack `spec` has a field `scorer`."""
+def needs(spec: str, name: str) -> bool:
+    """True if a method of the stack `spec` has a field `name`."""
     import dataclasses
 
     if spec.strip() == NOTHING:
         return False
     slugs = [registry.parse_spec(part)[0] for part in registry.split_spec(spec, "+")]
     classes = [registry.find("methods", slug).load() for slug in slugs]
-    return any(f.name == "scorer" for cls in classes for f in dataclasses.fields(cls))
+    return any(f.name == name for cls in classes for f in dataclasses.fields(cls))
 
 
 def summary(comparison: Comparison) -> Mapping[str, str]:

@@ -1,7 +1,8 @@
-"""Methods and tasks by name.
+"""Methods, tasks and verifiers by name.
 
 One static table; nothing is imported until an entry is used. Third-party packages add entries
-through the entry-point groups `outlay.methods` and `outlay.tasks`, each naming a `Entry` instance.
+through the entry-point groups `outlay.methods`, `outlay.tasks` and
+`outlay.verifiers`, each naming a `Entry` instance.
 
 A *spec* is how a user writes a method on a command line: `slug` or `slug:knob=value,knob=value`. A
 value is JSON or bare text; text with commas, plus signs or outer spaces goes in double quotes.
@@ -11,187 +12,27 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import json
 import re
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from typing import Any, Literal
 
+from outlay.catalogue import METHODS, TASKS, VERIFIERS, Entry
 from outlay.errors import DependencyError, InputError
 
+Kind = Literal["methods", "tasks", "verifiers"]
 Slot = Literal["prompt", "vision", "decode", "cache", "reason"]
+KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 SLOTS: tuple[Slot, ...] = typing.get_args(Slot)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One method or task.
-
-    Args:
-        slug: its name: a slug of the table of systems, slug/part, or a baseline's name.
-        target: "module:Class".
-        room: the package of outlay that it lives in.
-        title: the system's own name.
-        summary: one line.
-        paper: arXiv number, "" for baselines.
-        proof: True where `outlay prove <slug>` exists.
-    """
-
-    slug: str
-    target: str
-    room: str
-    title: str
-    summary: str
-    paper: str = ""
-    proof: bool = False
-
-    def load(self) -> type:
-        """The class, imported now.
-
-        Raises:
-            DependencyError: if it needs an optional dependency that is missing.
-        """
-        module, _, name = self.target.partition(":")
-        try:
-            return typing.cast(type, getattr(importlib.import_module(module), name))
-        except ImportError as error:
-            raise DependencyError(
-                f"{self.slug} needs a package that is not installed ({error}); "
-                "pip install 'outlay[all]', or run 'outlay doctor'"
-            ) from error
-
-
-_P = "outlay.prompt"
-_METHODS = (
-    Entry(
-        "longcodezip",
-        f"{_P}.longcodezip:LongCodeZip",
-        "prompt",
-        "LongCodeZip",
-        "compress long code context in two stages under a token budget",
-        "2510.00446",
-        proof=True,
-    ),
-    Entry(
-        "m1",
-        "outlay.decode.thinking_budget:ThinkingBudget",
-        "decode",
-        "m1 budget forcing",
-        "force minimum and maximum thinking tokens, always end with an answer",
-        "2504.00869",
-        proof=True,
-    ),
-    Entry(
-        "head",
-        f"{_P}.truncation:HeadTruncation",
-        "prompt",
-        "Head truncation",
-        "keep the beginning of the context",
-    ),
-    Entry(
-        "tail",
-        f"{_P}.truncation:TailTruncation",
-        "prompt",
-        "Tail truncation",
-        "keep the end of the context",
-    ),
-    Entry(
-        "random-functions",
-        f"{_P}.truncation:RandomFunctions",
-        "prompt",
-        "Random functions",
-        "keep whole functions at random",
-    ),
-    Entry(
-        "random-lines",
-        f"{_P}.truncation:RandomLines",
-        "prompt",
-        "Random lines",
-        "keep lines at random",
-    ),
-    Entry(
-        "bm25",
-        f"{_P}.retrieval:BM25",
-        "prompt",
-        "BM25 retrieval",
-        "keep the chunks that share words with the question",
-    ),
-    Entry(
-        "embedding",
-        f"{_P}.retrieval:EmbeddingRetrieval",
-        "prompt",
-        "Embedding retrieval",
-        "keep the chunks whose MiniLM embedding is closest to the question's",
-    ),
-    Entry(
-        "plain",
-        "outlay.decode.plain:PlainDecoder",
-        "decode",
-        "Plain decoding",
-        "generate until the budget cuts it off",
-    ),
-    Entry(
-        "no-thinking",
-        "outlay.decode.plain:NoThinking",
-        "decode",
-        "No thinking",
-        "answer at once, without thinking",
-    ),
-)
-
-_TASKS = (
-    Entry(
-        "code-completion",
-        "outlay.evals.code:CodeCompletion",
-        "evals",
-        "Code completion",
-        "complete a function whose needed definition lies elsewhere in a long module",
-    ),
-    Entry(
-        "code-qa",
-        "outlay.evals.code_qa:CodeQA",
-        "evals",
-        "Code questions",
-        "questions about functions of a long module, answered from its source",
-    ),
-    Entry(
-        "retrieval-qa",
-        "outlay.evals.retrieval_qa:RetrievalQA",
-        "evals",
-        "Retrieval questions",
-        "questions whose answer lies inside long documents",
-    ),
-    Entry(
-        "reasoning-gym",
-        "outlay.evals.reasoning:ReasoningGym",
-        "evals",
-        "Reasoning gym",
-        "arithmetic, logic and puzzles made by rule, with verifiers",
-    ),
-    Entry(
-        "chainarith",
-        "outlay.testbeds.reasoner.tasks:ChainArith",
-        "testbeds",
-        "ChainArith",
-        "chains of one-digit operations, for the reasoner testbed",
-    ),
-    Entry(
-        "chainrecall",
-        "outlay.testbeds.reasoner.tasks:ChainRecall",
-        "testbeds",
-        "ChainRecall",
-        "one- and two-hop questions over synthetic facts, for the reasoner testbed",
-    ),
-)
-
-
 @cache
-def _table(kind: Literal["methods", "tasks"]) -> Mapping[str, Entry]:
-    rows = {entry.slug: entry for entry in (_METHODS if kind == "methods" else _TASKS)}
+def _table(kind: Kind) -> Mapping[str, Entry]:
+    built_in = {"methods": METHODS, "tasks": TASKS, "verifiers": VERIFIERS}[kind]
+    rows = {entry.slug: entry for entry in built_in}
     for point in metadata.entry_points(group=f"outlay.{kind}"):
         try:
             entry = point.load()
@@ -218,7 +59,12 @@ def tasks() -> list[Entry]:
     return list(_table("tasks").values())
 
 
-def find(kind: Literal["methods", "tasks"], slug: str) -> Entry:
+def verifiers() -> list[Entry]:
+    """All verifiers."""
+    return list(_table("verifiers").values())
+
+
+def find(kind: Kind, slug: str) -> Entry:
     """The entry named `slug`.
 
     Raises:
@@ -235,8 +81,8 @@ def find(kind: Literal["methods", "tasks"], slug: str) -> Entry:
 def slug_of(instance: object) -> str:
     """The slug of a method's or task's instance; its class name where it is not registered."""
     target = f"{type(instance).__module__}:{type(instance).__qualname__}"
-    for kind in ("methods", "tasks"):
-        for entry in _table(typing.cast(Any, kind)).values():
+    for kind in KINDS:
+        for entry in _table(kind).values():
             if entry.target == target:
                 return entry.slug
     return type(instance).__name__
@@ -279,9 +125,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
     return slug.strip(), knobs
 
 
-def create(
-    kind: Literal["methods", "tasks"], spec: str, *, given: Mapping[str, Any] | None = None
-) -> Any:
+def create(kind: Kind, spec: str, *, given: Mapping[str, Any] | None = None) -> Any:
     """Build the method or task that `spec` names.
 
     Args:

@@ -82,6 +82,11 @@ class Stack:
         chosen = [getattr(self, field.name) for field in fields(self)]
         return "+".join(registry.label(m) for m in chosen if m is not None) or NOTHING
 
+    @property
+    def temperature(self) -> float:
+        """The usual sampling temperature: 0, and 0.8 for methods that draw several samples."""
+        return 0.0 if self.reason is None else 0.8
+
     def budgets(self, budget: Budget) -> tuple[Budget | None, Budget]:
         """Split `budget` into the compressor's and the generation's.
 

@@ -45,6 +45,7 @@ class Constant:
         self,
         questions: Sequence[Question],
         paths: Sequence[Sequence[str]],
+        known: Sequence[Sequence[float]],
         *,
         accounts: Sequence[Account],
     ) -> list[list[float]]:
@@ -61,5 +62,5 @@ class Broken(Constant):
         super().__init__()
         self.answer = answer
 
-    def score(self, questions: Any, paths: Any, *, accounts: Any) -> Any:
+    def score(self, questions: Any, paths: Any, known: Any, *, accounts: Any) -> Any:
         return self.answer(paths)

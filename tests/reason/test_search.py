@@ -25,8 +25,8 @@ SAMPLING = SamplingParams(temperature=1.0, max_tokens=64, seed=5)
 class Exact(Constant):
     """Knows which steps are right."""
 
-    def score(self, questions: Any, paths: Any, *, accounts: Any) -> list[list[float]]:
-        super().score(questions, paths, accounts=accounts)
+    def score(self, questions: Any, paths: Any, known: Any, *, accounts: Any) -> list[list[float]]:
+        super().score(questions, paths, known, accounts=accounts)
         rows = []
         for question, path in zip(questions, paths, strict=True):
             problem = parse_question(question.text)

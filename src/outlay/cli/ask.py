@@ -60,7 +60,9 @@ def register(app: typer.Typer) -> None:
         decode: Annotated[str | None, typer.Option(help="Method that decodes.")] = None,
         cache: Annotated[str | None, typer.Option(help="Method that shrinks the cache.")] = None,
         reason: Annotated[str | None, typer.Option(help="Method that reasons.")] = None,
-        temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+        temperature: Annotated[
+            float | None, typer.Option(help="0 is greedy; --reason samples at 0.8 by default.")
+        ] = None,
         seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
         raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -77,6 +79,7 @@ def register(app: typer.Typer) -> None:
                 )
             if counts == "prompt":
                 raise InputError("--counts prompt limits no answer; use --context-budget for that")
+            warmth = temperature if temperature is not None else 0.8 if reason else 0.0
             limit = Budget(tokens=budget, counts=cast(Counts, counts))
             text = "\n\n".join(read_text(path).text for path in context or [])
             answer = api.ask(
@@ -86,7 +89,7 @@ def register(app: typer.Typer) -> None:
                 stack=stack_spec(prompt, decode, cache, reason),
                 budget=limit,
                 context_budget=context_budget,
-                sampling=SamplingParams(max_tokens=budget, temperature=temperature, seed=seed),
+                sampling=SamplingParams(max_tokens=budget, temperature=warmth, seed=seed),
                 raw=raw,
                 on_text=None if as_json else lambda piece: typer.echo(piece, nl=False),
             )

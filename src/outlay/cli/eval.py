@@ -33,7 +33,11 @@ def register(app: typer.Typer) -> None:
         seed: Annotated[int, typer.Option(help="Of examples and sampling.")] = 0,
         seeds: Annotated[int, typer.Option(help="Sampling repetitions.")] = 1,
         scorer: Annotated[str | None, typer.Option(help="Model of the compressors.")] = None,
-        temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+        verifier: Annotated[str, typer.Option(help="Judge of reason methods.")] = "self",
+        judge: Annotated[str | None, typer.Option(help="Model of the verifier.")] = None,
+        temperature: Annotated[
+            float | None, typer.Option(help="0 is greedy; None: 0, and 0.8 for reason methods.")
+        ] = None,
         max_tokens: Annotated[int, typer.Option(help="Generated tokens, unbudgeted.")] = 512,
         workers: Annotated[int | None, typer.Option(help="Examples in flight.")] = None,
         out: Annotated[Path | None, typer.Option(help="The run's folder.")] = None,
@@ -59,6 +63,8 @@ def register(app: typer.Typer) -> None:
                 seed=seed,
                 seeds=seeds,
                 scorer=scorer,
+                verifier=verifier,
+                judge=judge,
                 temperature=temperature,
                 max_tokens=max_tokens,
                 workers=workers,

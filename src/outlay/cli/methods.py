@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,13 @@ from outlay import registry
 from outlay.cli import errors, show_json
 
 
-def rows(kind: Any = "methods") -> list[dict[str, str]]:
+def rows(kind: registry.Kind = "methods") -> list[dict[str, str]]:
     """Registered entries as data; imports none of them."""
-    entries = registry.methods() if kind == "methods" else registry.tasks()
+    entries = {
+        "methods": registry.methods,
+        "tasks": registry.tasks,
+        "verifiers": registry.verifiers,
+    }[kind]()
     return [
         {
             "slug": entry.slug,
@@ -28,9 +32,8 @@ def rows(kind: Any = "methods") -> list[dict[str, str]]:
 
 
 def knobs(slug: str) -> list[dict[str, str]]:
-    """The public knobs of a method or task: name, type and default."""
-    known = {entry["slug"] for entry in rows("methods")}
-    cls = registry.find("methods" if slug in known else "tasks", slug).load()
+    """The public knobs of a method, task or verifier: name, type and default."""
+    cls = registry.find(kind_of(slug), slug).load()
     found = []
     for field in dataclasses.fields(cls):
         if not field.init:
@@ -43,6 +46,14 @@ def knobs(slug: str) -> list[dict[str, str]]:
     return found
 
 
+def kind_of(slug: str) -> registry.Kind:
+    """The table that holds `slug`; tasks where none does."""
+    for kind in registry.KINDS:
+        if slug in {entry["slug"] for entry in rows(kind)}:
+            return kind
+    return "tasks"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
@@ -50,11 +61,14 @@ def register(app: typer.Typer) -> None:
     def methods(
         slug: Annotated[str | None, typer.Argument(help="Show this one's knobs.")] = None,
         tasks: Annotated[bool, typer.Option("--tasks", help="List tasks instead.")] = False,
+        verifiers: Annotated[
+            bool, typer.Option("--verifiers", help="List verifiers instead.")
+        ] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
-        """List methods (or tasks), or the knobs of one."""
+        """List methods (or tasks, or verifiers), or the knobs of one."""
         with errors(as_json):
-            kind = "tasks" if tasks else "methods"
+            kind: registry.Kind = "tasks" if tasks else "verifiers" if verifiers else "methods"
             found = rows(kind) if slug is None else knobs(slug)
             if as_json:
                 show_json(found)

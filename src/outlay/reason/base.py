@@ -82,6 +82,7 @@ class Answer:
         status: how the answer came about ("voted", "goal", "budget", ...).
         scores: of the candidates, where a verifier judged them.
         detail: anything else that a report may show (JSON-ready).
+        chosen: end of the completion that carries the answer; None if nothing was generated.
     """
 
     text: str
@@ -91,6 +92,7 @@ class Answer:
     status: str = ""
     scores: tuple[float, ...] = ()
     detail: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Branch | None = None
 
 
 @runtime_checkable
@@ -101,6 +103,7 @@ class Verifier(Protocol):
         self,
         questions: Sequence[Question],
         paths: Sequence[Sequence[str]],
+        known: Sequence[Sequence[float]],
         *,
         accounts: Sequence[Account],
     ) -> list[list[float]]:
@@ -109,6 +112,8 @@ class Verifier(Protocol):
         Args:
             questions: one per path.
             paths: partial or whole solutions, cut into steps.
+            known: scores of each path's first steps from earlier calls: given back as they are, at
+                no cost.
             accounts: one per path; what the verifier reads and writes is booked there, in the
                 role "verifier".
 
@@ -138,10 +143,17 @@ class Extend:
 
 @dataclass(frozen=True)
 class Score:
-    """Ask for a verifier's scores; the result is [path][step]."""
+    """Ask for a verifier's scores; the result is [path][step].
+
+    Args:
+        verifier: who judges.
+        paths: solutions, cut into steps.
+        known: scores of each path's first steps, as far as they are known.
+    """
 
     verifier: Verifier
     paths: Sequence[Sequence[str]]
+    known: Sequence[Sequence[float]]
 
 
 Request = Open | Extend | Score

@@ -156,20 +156,22 @@ def _judge(asking: Sequence[_Live]) -> list[list[list[float]]]:
     requests = [each.request for each in asking]
     verifier: Verifier | None = None
     questions, paths, accounts, sizes = [], [], [], []
+    known: list[Sequence[float]] = []
     for each, request in zip(asking, requests, strict=True):
         assert isinstance(request, Score)
         verifier = request.verifier
         sizes.append(len(request.paths))
-        for path in request.paths:
+        for path, scores in zip(request.paths, request.known, strict=True):
             questions.append(each.session.question)
             paths.append(path)
+            known.append(scores)
             accounts.append(each.session.account.at("think", "verifier"))
     assert verifier is not None
-    scores = verifier.score(questions, paths, accounts=accounts) if paths else []
-    _check_scores(scores, paths, type(verifier).__name__)
+    found = verifier.score(questions, paths, known, accounts=accounts) if paths else []
+    _check_scores(found, paths, type(verifier).__name__)
     parts, at = [], 0
     for size in sizes:
-        parts.append(scores[at : at + size])
+        parts.append(found[at : at + size])
         at += size
     return parts
 

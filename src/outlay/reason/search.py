@@ -106,7 +106,7 @@ def judge(verifier: Verifier, nodes: Sequence[Node]) -> Generator[Request, Any, 
     """The nodes with the verifier's scores of all their steps."""
     if not nodes:
         return []
-    rows = yield Score(verifier, [node.steps for node in nodes])
+    rows = yield Score(verifier, [n.steps for n in nodes], [n.scores for n in nodes])
     return [replace(node, scores=tuple(row)) for node, row in zip(nodes, rows, strict=True)]
 
 

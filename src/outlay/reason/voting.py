@@ -80,6 +80,7 @@ def answer_of(
         status,
         tuple(scores),
         detail or {},
+        chosen,
     )
 
 
@@ -228,7 +229,7 @@ class BestOfN(Solving):
         except BudgetError:
             return answer_of(session, None, (), status="budget")
         steps = [question.steps(branch.completion()) for branch in branches]
-        rows = yield Score(self.verifier, steps)
+        rows = yield Score(self.verifier, steps, [()] * len(steps))
         scores = [aggregate(row, self.agg) for row in rows]
         return pick(session, branches, scores, self.vote, status="voted")
 

@@ -1,0 +1,224 @@
+"""The table of everything that has a name: methods, verifiers, tasks. It imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+import typing
+from dataclasses import dataclass
+
+from outlay.errors import DependencyError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method or task.
+
+    Args:
+        slug: its name: a slug of the table of systems, slug/part, or a baseline's name.
+        target: "module:Class".
+        room: the package of outlay that it lives in.
+        title: the system's own name.
+        summary: one line.
+        paper: arXiv number, "" for baselines.
+        proof: True where `outlay prove <slug>` exists.
+    """
+
+    slug: str
+    target: str
+    room: str
+    title: str
+    summary: str
+    paper: str = ""
+    proof: bool = False
+
+    def load(self) -> type:
+        """The class, imported now.
+
+        Raises:
+            DependencyError: if it needs an optional dependency that is missing.
+        """
+        module, _, name = self.target.partition(":")
+        try:
+            return typing.cast(type, getattr(importlib.import_module(module), name))
+        except ImportError as error:
+            raise DependencyError(
+                f"{self.slug} needs a package that is not installed ({error}); "
+                "pip install 'outlay[all]', or run 'outlay doctor'"
+            ) from error
+
+
+_P = "outlay.prompt"
+_REASON = "outlay.reason"
+METHODS: tuple[Entry, ...] = (
+    Entry(
+        "longcodezip",
+        f"{_P}.longcodezip:LongCodeZip",
+        "prompt",
+        "LongCodeZip",
+        "compress long code context in two stages under a token budget",
+        "2510.00446",
+        proof=True,
+    ),
+    Entry(
+        "m1",
+        "outlay.decode.thinking_budget:ThinkingBudget",
+        "decode",
+        "m1 budget forcing",
+        "force minimum and maximum thinking tokens, always end with an answer",
+        "2504.00869",
+        proof=True,
+    ),
+    Entry(
+        "head",
+        f"{_P}.truncation:HeadTruncation",
+        "prompt",
+        "Head truncation",
+        "keep the beginning of the context",
+    ),
+    Entry(
+        "tail",
+        f"{_P}.truncation:TailTruncation",
+        "prompt",
+        "Tail truncation",
+        "keep the end of the context",
+    ),
+    Entry(
+        "random-functions",
+        f"{_P}.truncation:RandomFunctions",
+        "prompt",
+        "Random functions",
+        "keep whole functions at random",
+    ),
+    Entry(
+        "random-lines",
+        f"{_P}.truncation:RandomLines",
+        "prompt",
+        "Random lines",
+        "keep lines at random",
+    ),
+    Entry(
+        "bm25",
+        f"{_P}.retrieval:BM25",
+        "prompt",
+        "BM25 retrieval",
+        "keep the chunks that share words with the question",
+    ),
+    Entry(
+        "embedding",
+        f"{_P}.retrieval:EmbeddingRetrieval",
+        "prompt",
+        "Embedding retrieval",
+        "keep the chunks whose MiniLM embedding is closest to the question's",
+    ),
+    Entry(
+        "plain",
+        "outlay.decode.plain:PlainDecoder",
+        "decode",
+        "Plain decoding",
+        "generate until the budget cuts it off",
+    ),
+    Entry(
+        "no-thinking",
+        "outlay.decode.plain:NoThinking",
+        "decode",
+        "No thinking",
+        "answer at once, without thinking",
+    ),
+    Entry(
+        "greedy",
+        f"{_REASON}.voting:Greedy",
+        "reason",
+        "Greedy",
+        "one completion at temperature 0",
+    ),
+    Entry(
+        "self-consistency",
+        f"{_REASON}.voting:SelfConsistency",
+        "reason",
+        "Self-consistency",
+        "sample n answers and take the most frequent, stopping once it is decided",
+    ),
+    Entry(
+        "best-of-n",
+        f"{_REASON}.voting:BestOfN",
+        "reason",
+        "Best of N",
+        "sample n answers and take the one that a verifier likes best",
+    ),
+    Entry(
+        "shortest",
+        f"{_REASON}.voting:Shortest",
+        "reason",
+        "Shortest of N",
+        "sample n answers and take the shortest one's",
+    ),
+    Entry(
+        "beam",
+        f"{_REASON}.search:BeamSearch",
+        "reason",
+        "Beam search over steps",
+        "keep the best partial solutions by a verifier, step after step",
+    ),
+    Entry(
+        "particle-filter",
+        f"{_REASON}.search:ParticleFilter",
+        "reason",
+        "Particle filter",
+        "resample partial solutions by a verifier's scores, step after step",
+    ),
+)
+
+VERIFIERS: tuple[Entry, ...] = (
+    Entry(
+        "self",
+        f"{_REASON}.verifiers:SelfEvaluation",
+        "reason",
+        "Self-evaluation",
+        "asks a model whether the steps so far are right",
+    ),
+)
+
+TASKS: tuple[Entry, ...] = (
+    Entry(
+        "code-completion",
+        "outlay.evals.code:CodeCompletion",
+        "evals",
+        "Code completion",
+        "complete a function whose needed definition lies elsewhere in a long module",
+    ),
+    Entry(
+        "code-qa",
+        "outlay.evals.code_qa:CodeQA",
+        "evals",
+        "Code questions",
+        "questions about functions of a long module, answered from its source",
+    ),
+    Entry(
+        "retrieval-qa",
+        "outlay.evals.retrieval_qa:RetrievalQA",
+        "evals",
+        "Retrieval questions",
+        "questions whose answer lies inside long documents",
+    ),
+    Entry(
+        "reasoning-gym",
+        "outlay.evals.reasoning:ReasoningGym",
+        "evals",
+        "Reasoning gym",
+        "arithmetic, logic and puzzles made by rule, with verifiers",
+    ),
+    Entry(
+        "chainarith",
+        "outlay.testbeds.reasoner.tasks:ChainArith",
+        "testbeds",
+        "ChainArith",
+        "chains of one-digit operations, for the reasoner testbed",
+    ),
+    Entry(
+        "chainrecall",
+        "outlay.testbeds.reasoner.tasks:ChainRecall",
+        "testbeds",
+        "ChainRecall",
+        "one- and two-hop questions over synthetic facts, for the reasoner testbed",
+    ),
+)
