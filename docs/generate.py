@@ -152,6 +152,12 @@ def tasks() -> str:
     return table(("name", "task", "what it asks"), rows)
 
 
+def verifiers() -> str:
+    """Verifiers that the registry holds."""
+    rows = [(f"`{e.slug}`", e.title, e.summary, arxiv(e.paper)) for e in registry.verifiers()]
+    return table(("name", "verifier", "what it does", "paper"), rows)
+
+
 def knobs(slug: str) -> str:
     """The knobs of one method or task, from its dataclass."""
     cls = registry.find(kind_of(slug), slug).load()
@@ -343,6 +349,7 @@ def pictures() -> str:
 PARTS: dict[str, Callable[..., str]] = {
     "methods": methods,
     "tasks": tasks,
+    "verifiers": verifiers,
     "knobs": knobs,
     "systems": systems,
     "cli": commands,
