@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -176,3 +177,16 @@ def test_an_evaluation_resumes_and_rewrites_its_traces(tmp_path: Path) -> None:
     found = evaluate(PLAN, out=tmp_path, load=lambda spec: again)
     assert again.prompts == []
     assert len(parquet.read_table(found.traces)) == 12
+
+
+def test_a_report_comes_with_its_records_as_a_tidy_table(tmp_path: Path) -> None:
+    model: Any = RecordingModel()
+    found = evaluate(PLAN, out=tmp_path, load=lambda spec: model).comparison
+    page = found.report()
+    with page.with_suffix(".csv").open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == len(found.records)
+    for row, record in zip(rows, found.records, strict=True):
+        assert row["method"] == record.method_stack
+        assert float(row["quality"]) == record.quality
+        assert int(row["generated"]) == record.ledger.totals().generated

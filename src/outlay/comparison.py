@@ -22,7 +22,7 @@ from outlay.evals.base import Problem, Task
 from outlay.example import Outcome, run_example
 from outlay.frontier import Axis, Point, Verdict, points, verdicts
 from outlay.models.base import Model, SamplingParams, Scorer
-from outlay.records import Key, Record
+from outlay.records import Key, Record, write_csv
 from outlay.report import Detail, View, write_report
 from outlay.runs import Run, fingerprint
 from outlay.stack import NOTHING, Stack
@@ -33,7 +33,8 @@ class Plan(BaseModel):
 
     Args:
         task: a task's spec, see `outlay methods --tasks`.
-        methods: stacks, each one or more method specs joined by "+"; "full" compresses nothing and
+        methods: stacks, each one or more method specs joined by "+"; "full", the default, is the
+            model as it is: it compresses nothing and
             runs once, without a budget, as a reference.
         budgets: token limits; none runs every method once, limited by `max_tokens` alone.
         model: see `outlay.models.load`.
@@ -55,7 +56,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: str
-    methods: tuple[str, ...] = Field(min_length=1)
+    methods: tuple[str, ...] = Field(default=(NOTHING,), min_length=1)
     budgets: tuple[int, ...] = ()
     model: str = "embedded"
     counts: Counts | None = None
@@ -194,7 +195,7 @@ class Comparison:
         ]
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the HTML page and, beside it, one picture and one CSV of the points per task."""
+        """Write the HTML page and, beside it, a CSV of all records (same name)."""
         target = Path(path) if path else (self.folder or Path()) / "report.html"
         details = {o.record.key: Detail(o.texts, o.marks) for o in self.outcomes}
         write_report(
@@ -206,6 +207,7 @@ class Comparison:
             views=self.views,
             notes=self.notes(),
         )
+        write_csv(target.with_suffix(".csv"), self.records)
         return target
 
     def to_dict(self) -> dict[str, Any]:

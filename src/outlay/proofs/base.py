@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from outlay.errors import InputError
 from outlay.frontier import Point
 from outlay.machine import commit, machine, today
+from outlay.records import Record, write_csv
 
 Scale = Literal["ci", "laptop", "gpu"]
 Progress = Callable[[str], None]
@@ -74,6 +75,7 @@ class ProofResult:
         peer: strongest peer, where one runs in the proof.
         data: further numbers that a reader may want (JSON-ready).
         draw: writes the picture to a path; None for no picture.
+        records: outcomes behind the picture, saved as a CSV beside it.
     """
 
     system: str
@@ -84,6 +86,7 @@ class ProofResult:
     peer: Peer | None = None
     data: dict[str, Any] = field(default_factory=dict)
     draw: Callable[[Path], None] | None = None
+    records: Sequence[Record] = ()
     started: float = field(default_factory=time.perf_counter)
     minutes: float = 0.0
 
@@ -128,7 +131,8 @@ class ProofResult:
         return "\n".join(rows) + "\n"
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write `<slug>.json`, `<slug>.md` and, with a picture, `<slug>.png`; returns the paths."""
+        """Write `<slug>.json` and `<slug>.md`, `<slug>.png` with a picture, `<slug>.csv` with
+        records; returns the paths."""
         if self.scale == "ci":
             raise InputError("a ci-scale proof is not a result; run it with --scale laptop")
         base = Path(folder)
@@ -145,6 +149,8 @@ class ProofResult:
         if self.draw is not None:
             written.append(stem.with_suffix(".png"))
             self.draw(written[-1])
+        if self.records:
+            written.append(write_csv(stem.with_suffix(".csv"), self.records))
         return written
 
 

@@ -116,6 +116,7 @@ def run(
         "records_from_an_earlier_run": found_before,
     }
     result.draw = _drawing(result.points)
+    result.records = store.records
     return result.finish()
 
 
