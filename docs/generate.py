@@ -172,7 +172,7 @@ def knobs(slug: str) -> str:
 
 def systems() -> str:
     """The systems of the plan, and which of them are there."""
-    here = {entry.slug.split("/")[0] for entry in registry.methods()}
+    here = registry.systems()
     listed = json.loads((DOCS / "systems.json").read_text(encoding="utf-8"))
     rows = []
     for row in listed:

@@ -35,7 +35,7 @@ class RecordingModel:
         self.name = "recording"
         self.context_length = 4096
         self.capabilities = Capabilities(seed=True)
-        self.tokenizer = object()  # it has no chat template
+        self.takes_chat = False
         self.prompts: list[str] = []
 
     def count(self, text: str) -> int:

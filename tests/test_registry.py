@@ -43,9 +43,18 @@ def test_names_are_unique_and_tables_do_not_share_them() -> None:
     assert len({entry.target for entry in METHODS + TASKS + VERIFIERS}) == len(names)
 
 
-@pytest.mark.parametrize("entry", [e for e in METHODS if e.proof], ids=lambda entry: entry.slug)
+def test_systems_hold_every_entry_under_the_name_of_the_table_of_systems() -> None:
+    found = registry.systems()
+    assert sum(map(len, found.values())) == len(METHODS + TASKS + VERIFIERS)
+    assert [entry.slug for entry in found["kg-traces"]] == ["factuality"]
+    assert [entry.slug for entry in found["bm25"]] == ["bm25"]
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in METHODS + TASKS + VERIFIERS if e.proof], ids=lambda entry: entry.slug
+)
 def test_every_promised_proof_exists(entry: Entry) -> None:
-    module = importlib.import_module(f"outlay.proofs.{entry.slug.replace('-', '_')}")
+    module = importlib.import_module(f"outlay.proofs.{entry.system.replace('-', '_')}")
     assert callable(module.run)
 
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 from outlay import registry
 from outlay.budget import Budget
 from outlay.errors import CapabilityError, InputError
-from outlay.example import has_chat
 from outlay.files import TextFile, read_text
 from outlay.models.base import Account, Generation, Message, Model, Prompt, SamplingParams, Scorer
 from outlay.prompt.base import Compressed
@@ -72,7 +71,7 @@ def ask(
         context = shorter.text
     text = f"{context.rstrip()}\n\n{question}" if context else question
     prompt: Prompt = text
-    if not raw and has_chat(target):
+    if not raw and target.takes_chat:
         prompt = [Message(role="user", content=text)]
     limit = run_budget.stage("answer") or 1024
     sampling = sampling or SamplingParams(max_tokens=limit, temperature=chosen.temperature)

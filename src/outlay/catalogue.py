@@ -20,7 +20,8 @@ class Entry:
         title: the system's own name.
         summary: one line.
         paper: arXiv number, "" for baselines.
-        proof: True where `outlay prove <slug>` exists.
+        proof: True where `outlay prove <system>` exists.
+        part_of: the system of the table of systems; "" where the slug (up to a slash) is its name.
     """
 
     slug: str
@@ -30,6 +31,12 @@ class Entry:
     summary: str
     paper: str = ""
     proof: bool = False
+    part_of: str = ""
+
+    @property
+    def system(self) -> str:
+        """Name of the published system, or the baseline's own."""
+        return self.part_of or self.slug.split("/")[0]
 
     def load(self) -> type:
         """The class, imported now.
@@ -206,6 +213,44 @@ TASKS: tuple[Entry, ...] = (
         "evals",
         "Reasoning gym",
         "arithmetic, logic and puzzles made by rule, with verifiers",
+    ),
+    Entry(
+        "puzzles",
+        "outlay.evals.puzzles.tasks:Puzzles",
+        "evals",
+        "The Illusion of Thinking",
+        "puzzles of growing complexity, checked move by move: lists, programs, moves, episodes",
+        "2506.06941",
+        proof=True,
+    ),
+    Entry(
+        "robots",
+        "outlay.evals.robots.tasks:Robots",
+        "evals",
+        "Multi-robot planning",
+        "multi-robot worlds in which agents agree on joint plans",
+        "2309.15943",
+        proof=True,
+        part_of="multi-robot",
+    ),
+    Entry(
+        "basir",
+        "outlay.evals.basir.tasks:Basir",
+        "evals",
+        "BASIR",
+        "tag budget-speech excerpts with economic sectors, and rank the sectors honestly",
+        "2504.13189",
+        proof=True,
+    ),
+    Entry(
+        "factuality",
+        "outlay.evals.factuality.tasks:Factuality",
+        "evals",
+        "Factuality (KG-traces)",
+        "multi-hop questions over a knowledge graph, closed book or with the paths",
+        "2505.11140",
+        proof=True,
+        part_of="kg-traces",
     ),
     Entry(
         "chainarith",

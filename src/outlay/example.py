@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -181,7 +180,7 @@ def _generate(
     texts: dict[str, str],
 ) -> str:
     prompt: Prompt = text
-    if task.chat and has_chat(model):
+    if task.chat and model.takes_chat:
         prompt = [Message(role="user", content=text)]
     if stack.reason is not None:
         return _solve(model, stack, task, problem, prompt, sampling, account, texts)
@@ -222,9 +221,3 @@ def _solve(
     texts["finish"] = found.status
     texts["candidates"] = str(len(found.branches))
     return str(found.text)
-
-
-def has_chat(model: Any) -> bool:
-    """True if the model takes chat messages."""
-    tokenizer = getattr(model, "tokenizer", None)
-    return tokenizer is None or bool(getattr(tokenizer, "chat_template", None))

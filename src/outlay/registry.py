@@ -64,6 +64,15 @@ def verifiers() -> list[Entry]:
     return list(_table("verifiers").values())
 
 
+def systems() -> dict[str, list[Entry]]:
+    """Entries by the published system (or baseline) that they are part of."""
+    found: dict[str, list[Entry]] = {}
+    for kind in KINDS:
+        for entry in _table(kind).values():
+            found.setdefault(entry.system, []).append(entry)
+    return found
+
+
 def find(kind: Kind, slug: str) -> Entry:
     """The entry named `slug`.
 

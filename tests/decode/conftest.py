@@ -42,7 +42,7 @@ def reasoner() -> LocalModel:
     from outlay.testbeds.reasoner import checkpoint_path
 
     torch.set_num_threads(1)
-    return LocalModel.load(checkpoint_path(), device="cpu")
+    return LocalModel.load(checkpoint_path("small"), device="cpu")
 
 
 @pytest.fixture(scope="session")

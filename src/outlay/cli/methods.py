@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -12,12 +12,17 @@ from outlay.cli import errors, show_json
 
 
 def rows(kind: registry.Kind = "methods") -> list[dict[str, str]]:
-    """Registered entries as data; imports none of them."""
+    """Registered entries as data; imports none of them.
+
+    Published systems that are tasks stand among the methods, too.
+    """
     entries = {
         "methods": registry.methods,
         "tasks": registry.tasks,
         "verifiers": registry.verifiers,
     }[kind]()
+    if kind == "methods":
+        entries = entries + [entry for entry in registry.tasks() if entry.paper]
     return [
         {
             "slug": entry.slug,
@@ -48,9 +53,10 @@ def knobs(slug: str) -> list[dict[str, str]]:
 
 def kind_of(slug: str) -> registry.Kind:
     """The table that holds `slug`; tasks where none does."""
-    for kind in registry.KINDS:
-        if slug in {entry["slug"] for entry in rows(kind)}:
-            return kind
+    tables = {"methods": registry.methods, "verifiers": registry.verifiers}
+    for kind, entries in tables.items():
+        if slug in {entry.slug for entry in entries()}:
+            return cast(registry.Kind, kind)
     return "tasks"
 
 

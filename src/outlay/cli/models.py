@@ -12,7 +12,7 @@ from outlay.cli import errors, show_json
 def known() -> list[dict[str, Any]]:
     """Models that need no path: their spec, state and where they are."""
     from outlay.models import embedded, store
-    from outlay.testbeds.reasoner.store import checkpoint_path, shipped
+    from outlay.testbeds.reasoner.store import DEFAULT, checkpoint_path, shipped
 
     problem = embedded.status()
     found = [
@@ -27,7 +27,7 @@ def known() -> list[dict[str, Any]]:
     ]
     found.extend(
         {
-            "spec": "reasoner",
+            "spec": "reasoner" if name == DEFAULT else f"reasoner/{name}",
             "name": f"reasoner/{name}",
             "ready": True,
             "state": "ready",

@@ -20,7 +20,7 @@ def find(slug: str) -> Proof:
     Raises:
         InputError: if there is none.
     """
-    provable = [entry.slug for entry in registry.methods() if entry.proof]
+    provable = [name for name, parts in registry.systems().items() if any(e.proof for e in parts)]
     if slug not in provable:
         raise InputError(f"no proof for {slug!r}; there are: {', '.join(provable)}")
     module = importlib.import_module(f"outlay.proofs.{slug.replace('-', '_')}")

@@ -14,7 +14,7 @@ def load(spec: str = "embedded", **options: Any) -> Model:
     """A model by name.
 
     Args:
-        spec: "embedded" (SmolLM2-135M-Instruct), "reasoner" (the testbed that thinks), a URL of an
+        spec: "embedded" (SmolLM2-135M-Instruct), "reasoner" (the testbed that thinks; "reasoner/small" its weaker sibling), a URL of an
             OpenAI-compatible server with the model's name after "#"
             ("http://127.0.0.1:8000/v1#qwen"), or whatever transformers loads (a folder or an id).
             A suffix "@fast" or "@exact" chooses the mode of local models.
@@ -48,8 +48,9 @@ def load(spec: str = "embedded", **options: Any) -> Model:
         ) from error
     if base == "embedded":
         return embedded.load(cast(Any, mode), **options)
-    if base == "reasoner":
-        from outlay.testbeds.reasoner.store import checkpoint_path
+    if base == "reasoner" or base.startswith("reasoner/"):
+        from outlay.testbeds.reasoner.store import DEFAULT, checkpoint_path
 
-        return LocalModel.load(checkpoint_path(), mode=cast(Any, mode), name="reasoner", **options)
+        path = checkpoint_path(base.partition("/")[2] or DEFAULT)
+        return LocalModel.load(path, mode=cast(Any, mode), name=base, **options)
     return LocalModel.load(base, mode=cast(Any, mode), **options)

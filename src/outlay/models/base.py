@@ -25,6 +25,7 @@ from outlay.ledger import Ledger, Role, Stage
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+Float32Array = npt.NDArray[np.float32]
 
 Finish = Literal["stop", "eos", "length", "budget", "forced", "open"]
 
@@ -113,6 +114,31 @@ class SamplingParams:
             raise InputError(f"min_tokens={self.min_tokens}; must be >= 0")
         if any(not text for text in self.stop):
             raise InputError("stop contains an empty string, which would stop at once; remove it")
+
+
+@dataclass(frozen=True)
+class Trail:
+    """Which hidden states a branch keeps: means over segments of what is written after the prompt.
+
+    Args:
+        k: tokens of a segment; the last one may be shorter.
+        layers: numbers of decoder layers (from 0), in ascending order, or "all", or "last_third".
+
+    Raises:
+        InputError: for k < 1, or layers that are negative, repeated or none.
+    """
+
+    k: int = 500
+    layers: tuple[int, ...] | Literal["all", "last_third"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"k={self.k}; a segment has at least 1 token")
+        if isinstance(self.layers, str):
+            if self.layers not in ("all", "last_third"):
+                raise InputError(f"layers={self.layers!r}; choose all, last_third, or numbers")
+        elif not self.layers or min(self.layers) < 0 or sorted({*self.layers}) != [*self.layers]:
+            raise InputError(f"layers={self.layers}; give different numbers from 0, ascending")
 
 
 @dataclass(frozen=True)
@@ -368,6 +394,11 @@ class Model(Protocol):
     context_length: int
     capabilities: Capabilities
 
+    @property
+    def takes_chat(self) -> bool:
+        """True if it takes messages (else text to continue)."""
+        ...
+
     def count(self, text: str) -> int:
         """Tokens of `text`, without added special tokens."""
         ...
@@ -429,6 +460,40 @@ class Model(Protocol):
 
     def release(self, branch: Branch) -> None:
         """Drop the backend's state of `branch`; extending it afterwards is an error."""
+        ...
+
+
+@runtime_checkable
+class LatentModel(Model, Protocol):
+    """A model that shows hidden states (capability `hidden_states`)."""
+
+    def extend(
+        self,
+        branches: Sequence[Branch],
+        sampling: SamplingParams | Sequence[SamplingParams],
+        n: int = 1,
+        *,
+        account: Account | None = None,
+        trail: Trail | None = None,
+    ) -> list[list[Branch]]:
+        """As `Model.extend`; with `trail`, the children keep their hidden states' means."""
+        ...
+
+    def append(
+        self,
+        branch: Branch,
+        tokens: str | Sequence[int],
+        *,
+        account: Account | None = None,
+        trail: Trail | None = None,
+    ) -> Branch:
+        """As `Model.append`; without `trail`, a parent's trail goes on."""
+        ...
+
+    def hidden(
+        self, branches: Sequence[Branch], *, account: Account | None = None
+    ) -> list[Float32Array]:
+        """(N, L, C) means of the N segments on each branch's path, of L layers."""
         ...
 
 

@@ -5,6 +5,7 @@ Shapes: B rows, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 
 from outlay.errors import InputError
-from outlay.models.base import Account, Branch, Finish, Hold, SamplingParams
+from outlay.models.base import Account, Branch, Finish, Hold, SamplingParams, Trail
 from outlay.models.kv import Segment, columns, segment
 from outlay.models.sampling import StopMatcher, pick, stream
+from outlay.models.trail import Pace, Walk, walk_of
 
 if TYPE_CHECKING:
     from outlay.models.local import LocalModel
@@ -25,7 +27,13 @@ class _Row:
     """One child being sampled."""
 
     def __init__(
-        self, parent: Branch, sampling: SamplingParams, child: int, limit: int, cut: bool
+        self,
+        parent: Branch,
+        sampling: SamplingParams,
+        child: int,
+        limit: int,
+        cut: bool,
+        walk: Walk | None,
     ) -> None:
         self.parent, self.sampling, self.limit, self.cut = parent, sampling, limit, cut
         self.path = parent.lineage()
@@ -33,7 +41,7 @@ class _Row:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.finish: Finish | None = None
-        self.segment = Segment()
+        self.segment = Segment(walk=walk)
         self.uniforms = (
             stream(sampling.seed, parent, child, max(1, limit))
             if sampling.temperature > 0
@@ -57,6 +65,7 @@ class Run:
         account: Account,
         *,
         ceiling: int | None = None,
+        trail: Trail | None = None,
     ) -> None:
         if n < 1:
             raise InputError(f"n={n}; at least one child per branch")
@@ -68,6 +77,15 @@ class Run:
             raise InputError(f"{len(each)} sampling parameters for {len(branches)} branches")
         for branch in branches:
             model._check(branch)
+        self.trail = trail
+        if trail is not None:
+            for want in each:
+                if not want.include_stop and (want.stop or want.stop_token_ids):
+                    raise InputError(
+                        "a trail cannot take back the tokens of a stop; use include_stop=True"
+                    )
+            for branch in branches:
+                model.walk(branch, trail)
         self.model, self.branches, self.each, self.n = model, branches, each, n
         self.account = account
         self.ceiling = ceiling  # a budget's own limit per child, on top of the account's
@@ -93,13 +111,15 @@ class Run:
         for i, (b, s) in enumerate(zip(self.branches, self.each, strict=True)):
             for child in range(self.n):
                 limit, want = hold.limits[i * self.n + child], spread[i * self.n + child]
-                rows.append(_Row(b, s, child, limit, limit < want))
+                rows.append(_Row(b, s, child, limit, limit < want, model.walk(b, self.trail)))
         try:
             self._prefilled = model.materialise(self.branches)
             width = max(row.past + row.limit for row in rows)
             step = max(1, model.max_batch_tokens // max(1, width))
             for at in range(0, len(rows), step):
-                yield from self._decode(rows[at : at + step], hold)
+                chunk = rows[at : at + step]
+                with contextlib.ExitStack() as stack:
+                    yield from self._decode(chunk, hold, self._pace(chunk, stack))
         finally:
             self._finish(rows, hold, time.perf_counter() - start)
 
@@ -140,8 +160,21 @@ class Run:
         used = sum(len(b.token_ids) for b in branch.lineage())
         return max(0, min(sampling.max_tokens, self.model.context_length - used))
 
+    def _pace(self, rows: list[_Row], stack: contextlib.ExitStack) -> Pace | None:
+        """What advances the rows' trails while `stack` is open; None where none is kept."""
+        walks = {id(row): row.segment.walk for row in rows if row.segment.walk is not None}
+        for row in rows:
+            if (walk := walks.get(id(row))) is not None:
+                walk.begin(walk_of(row.parent))
+        growing = [walks[id(row)] for row in rows if row.limit > 0 and id(row) in walks]
+        if not growing:
+            return None
+        return Pace(growing, stack.enter_context(self.model.watch(growing[0].layers)))
+
     @torch.inference_mode()
-    def _decode(self, rows: list[_Row], hold: Hold) -> Generator[list[_Row], None, None]:
+    def _decode(
+        self, rows: list[_Row], hold: Hold, pace: Pace | None
+    ) -> Generator[list[_Row], None, None]:
         model = self.model
         for row in rows:
             if row.limit == 0:
@@ -161,6 +194,8 @@ class Run:
             for row, slot in zip(active, slots, strict=True):
                 if row.finish is not None and (done := len(row.tokens) - 1) > 0:
                     row.segment.append(*columns(cache, slot, filled, filled + done))
+                    if pace is not None:
+                        pace.settle(slot)
             yield rows
             keep = [i for i, row in enumerate(active) if row.finish is None]
             if not keep:
@@ -168,6 +203,8 @@ class Run:
             if len(keep) < len(active):
                 index = torch.tensor([slots[i] for i in keep], device=model.device)
                 cache.batch_select_indices(index)
+                if pace is not None:
+                    pace.keep(keep)
                 active = [active[i] for i in keep]
                 slots = list(range(len(active)))
             model.computed_tokens += len(active)
@@ -175,6 +212,8 @@ class Run:
             past = [row.past + len(row.tokens) - 1 for row in active]
             last_B = torch.zeros(len(active), dtype=torch.long, device=model.device)
             logits_BV = model.logits(ids_B1, cache, past, last_B).to(torch.float32)
+            if pace is not None:
+                pace.step()
 
     def _step(self, active: list[_Row], logits_BV: torch.Tensor) -> None:
         """Sample one token for every active row and see which rows end."""

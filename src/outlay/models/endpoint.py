@@ -131,6 +131,11 @@ class EndpointModel(RemoteTree):
         self._caller.transport.close()
 
     @property
+    def takes_chat(self) -> bool:
+        """True unless the server is asked to continue text, and nothing here can render a chat."""
+        return self.api != "completions" or self.tokenizer.template
+
+    @property
     def capabilities(self) -> Capabilities:
         """What the server can do; the first look probes it (about ten requests of 8 tokens).
 

@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from outlay.errors import CapabilityError
 from outlay.models.base import Branch
+from outlay.models.trail import Walk
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Segment:
 
     Tokens beyond `length` are *pending*: sampled or forced, but not yet fed to the model. They are
     computed when something is built on them, so that a last token never costs a forward pass.
+    `walk` is the branch's trail of hidden states, where one is kept.
     """
 
     keys_HTD: list[torch.Tensor] = field(default_factory=list)
@@ -74,6 +76,7 @@ class Segment:
     length: int = 0
     next_logits_V: torch.Tensor | None = None
     released: bool = False
+    walk: Walk | None = None
 
     def append(self, keys_HTD: list[torch.Tensor], values_HTD: list[torch.Tensor]) -> None:
         """Add the KV of further tokens (one tensor per layer)."""
@@ -96,7 +99,7 @@ class Segment:
     def release(self) -> None:
         """Drop the tensors."""
         self.keys_HTD, self.values_HTD = [], []
-        self.next_logits_V = None
+        self.next_logits_V = self.walk = None
         self.released = True
 
 

@@ -28,17 +28,20 @@ from outlay.budget import Budget
 from outlay.cost import ModelShape
 from outlay.errors import CapabilityError, InputError, ModelError, OutlayError
 from outlay.models import decoding, scoring
+from outlay.models import trail as trails
 from outlay.models.base import (
     Account,
     Branch,
     Capabilities,
     Chunk,
+    Float32Array,
     Generation,
     Hold,
     Message,
     Prompt,
     SamplingParams,
     TokenLosses,
+    Trail,
     elapsed,
 )
 from outlay.models.kv import Segment, columns, gather, probe_layout, segment
@@ -94,7 +97,9 @@ class LocalModel:
             self.shape = ModelShape.from_config(self.model.config)
         except OutlayError:  # no closed form for this architecture: its FLOPs are booked as 0
             self.shape = None
+        self._layers = trails.decoder_layers(self.model.base_model, config.num_hidden_layers)
         self.capabilities = Capabilities(
+            hidden_states=self._layers is not None,
             fork_kv=True,
             logprobs=True,
             prompt_logprobs=True,
@@ -184,6 +189,11 @@ class LocalModel:
         """Text of `ids`, special tokens included."""
         return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
+    @property
+    def takes_chat(self) -> bool:
+        """True if the tokenizer brings a chat template."""
+        return bool(self.tokenizer.chat_template)
+
     def render(self, messages: Sequence[Message], assistant_prefix: str = "") -> str:
         """A chat as this model's template writes it, open for the assistant's turn.
 
@@ -250,9 +260,17 @@ class LocalModel:
         return root
 
     def append(
-        self, branch: Branch, tokens: str | Sequence[int], *, account: Account | None = None
+        self,
+        branch: Branch,
+        tokens: str | Sequence[int],
+        *,
+        account: Account | None = None,
+        trail: Trail | None = None,
     ) -> Branch:
-        """A child with forced tokens; they are computed when something is built on them."""
+        """A child with forced tokens; they are computed when something is built on them.
+
+        With `trail`, or where `branch` keeps one, the means of their hidden states are kept.
+        """
         account = account or Account()
         self._check(branch, finished_ok=True)
         ids = self.encode(tokens) if isinstance(tokens, str) else [int(t) for t in tokens]
@@ -260,10 +278,13 @@ class LocalModel:
             raise InputError("nothing to append: the forced text has no tokens")
         self._check_ids(ids)
         self._fits(branch, len(ids), "appended")
+        before = trails.walk_of(branch)
+        walk = self.walk(branch, trail or (None if before is None else before.trail))
         hold = account.hold([], forced=len(ids))
         text = self.tail_text(branch, ids)
+        state = Segment(walk=walk)
         child = Branch(
-            _name(), branch, tuple(ids), text, "forced", depth=branch.depth + 1, handle=Segment()
+            _name(), branch, tuple(ids), text, "forced", depth=branch.depth + 1, handle=state
         )
         account.settle(hold, 0)
         account.ledger.record(
@@ -278,16 +299,52 @@ class LocalModel:
         n: int = 1,
         *,
         account: Account | None = None,
+        trail: Trail | None = None,
     ) -> list[list[Branch]]:
         """Sample n children of every branch; result [branch][child].
 
+        With `trail`, the children keep the means of their hidden states, for `hidden`.
+
         Raises:
             BudgetError: if the account's budget has nothing left.
-            InputError: for a finished or released branch, or n < 1.
+            CapabilityError: for a trail of a model whose decoder layers are not found.
+            InputError: for a finished or released branch, n < 1, or a trail that cannot be kept.
         """
-        for _ in (run := decoding.Run(self, branches, sampling, n, account or Account())):
+        run = decoding.Run(self, branches, sampling, n, account or Account(), trail=trail)
+        for _ in run:
             pass
         return run.children
+
+    def hidden(
+        self, branches: Sequence[Branch], *, account: Account | None = None
+    ) -> list[Float32Array]:
+        """Means of the hidden states along each branch's trail, (N, L, C) for N segments, L layers.
+
+        Tokens that are still pending are computed first, all branches in one batch; what is built
+        on the branches later does not compute them again.
+
+        Raises:
+            InputError: for a branch that keeps no trail, or was released.
+        """
+        account = account or Account()
+        start = time.perf_counter()
+        for branch in branches:
+            self._check(branch, finished_ok=True)
+            trails.need(branch)
+        hold = account.hold([], flops_fixed=self.pending_flops(branches))
+        with _given_back(account, hold):
+            flops = self.materialise(branches)
+        account.settle(hold, 0, flops=flops)
+        if flops:
+            account.ledger.record(
+                account.stage,
+                account.role,
+                branch=branches[0].id,
+                method=account.method,
+                seconds=elapsed(start),
+                flops=flops,
+            )
+        return [trails.means(branch) for branch in branches]
 
     def score(
         self,
@@ -553,15 +610,52 @@ class LocalModel:
         widest = max(past)
         last_B = torch.tensor([len(row) - 1 for row in fresh], device=self.device)
         self.computed_tokens += sum(map(len, fresh))
-        logits_BV = self.logits(ids_BT.to(self.device), cache, past, last_B)
+        missing = [[_pending(branch) for branch in path] for path in paths]
+        with self._absorbing(paths, missing, width):
+            logits_BV = self.logits(ids_BT.to(self.device), cache, past, last_B)
         for i, path in enumerate(paths):
             at = widest
             for branch in path:
-                if missing := len(branch.token_ids) - segment(branch).length:
-                    segment(branch).append(*columns(cache, i, at, at + missing))
-                    at += missing
+                if fed := _pending(branch):
+                    segment(branch).append(*columns(cache, i, at, at + fed))
+                    at += fed
             segment(path[-1]).next_logits_V = logits_BV[i].clone()
         return sum(self.flops(len(f), p, logits_rows=1) for f, p in zip(fresh, past, strict=True))
+
+    @contextlib.contextmanager
+    def _absorbing(
+        self, paths: Sequence[Sequence[Branch]], missing: Sequence[Sequence[int]], width: int
+    ) -> Iterator[None]:
+        """The pass inside is taken in by the trails of the paths' branches, where there are any."""
+        rows = [trails.pieces(*each) for each in zip(paths, missing, strict=True)]
+        chosen = tuple(sorted({n for row in rows for piece in row for n in piece.walk.layers}))
+        if not chosen:
+            yield
+            return
+        with self.watch(chosen) as watch:
+            watch.weights_BPT = trails.weights(rows, width, self.device)
+            yield
+            for path, row, sums_PLC in zip(paths, rows, watch.take(), strict=True):
+                trails.absorb(path, row, sums_PLC, chosen)
+
+    def watch(self, layers: tuple[int, ...]) -> contextlib.AbstractContextManager[trails.Watch]:
+        """Hooks on these decoder layers, in place inside the context."""
+        assert self._layers is not None
+        return trails.Watch(self.model.base_model, self._layers, layers).on()
+
+    def walk(self, parent: Branch, trail: Trail | None) -> trails.Walk | None:
+        """The walk of a new child of `parent`; None without a trail.
+
+        Raises:
+            CapabilityError: if the decoder layers are not found.
+            InputError: for layers that the model does not have, or a parent with another trail.
+        """
+        if trail is None:
+            return None
+        self.capabilities.require("a trail", "hidden_states", model=self.name)
+        assert self._layers is not None
+        layers = trails.chosen_layers(trail, len(self._layers), self.name)
+        return trails.follow(parent, trail, layers)
 
     def gather(self, paths: Sequence[Sequence[Branch]], room: int) -> tuple[Any, list[int]]:
         """A batch cache of the paths' KV with `room` columns to grow; see `kv.gather`."""

@@ -84,7 +84,7 @@ def run(scale: Scale, *, seed: int = 0, progress: Progress = silent) -> ProofRes
     """Run the experiment; see `SIZES` for what each scale means."""
     size = SIZES[scale]
     result = ProofResult("m1", scale, [seed])
-    model = LocalModel.load(checkpoint_path(), name="reasoner", device=_device(scale))
+    model = LocalModel.load(checkpoint_path("small"), name="reasoner/small", device=_device(scale))
     problems = {
         name: distinct(task, seed, size.chains if name in COMPUTE else size.facts)
         for name, task in FAMILIES.items()

@@ -19,7 +19,7 @@ from outlay.budget import Budget
 from outlay.errors import InputError
 from outlay.evals.answers import AnswerKind, Equivalent, Vote, extract, majority, weighted
 from outlay.ledger import Ledger, Role, Stage
-from outlay.models.base import Account, Branch, Model, Prompt, SamplingParams
+from outlay.models.base import Account, Branch, Model, Prompt, SamplingParams, Trail
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,17 @@ class Open:
 
 @dataclass(frozen=True)
 class Extend:
-    """Ask for n sampled children of every branch; the result is [branch][child]."""
+    """Ask for n sampled children of every branch; the result is [branch][child].
+
+    With `trail`, the children keep means of their hidden states, which `LatentModel.hidden` reads.
+    """
 
     branches: Sequence[Branch]
     sampling: SamplingParams | Sequence[SamplingParams]
     n: int = 1
     stage: Stage = "think"
     role: Role = "target"
+    trail: Trail | None = None
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,8 @@ def _serve(model: Model, live: Sequence[_Live]) -> list[Any]:
                 results[at] = error
         elif isinstance(request, Extend):
             place = account.at(request.stage, request.role)
-            growing.append((at, Growth(request.branches, request.sampling, request.n, place)))
+            growth = Growth(request.branches, request.sampling, request.n, place, request.trail)
+            growing.append((at, growth))
         elif isinstance(request, Score):
             scoring.setdefault(id(request.verifier), []).append(at)
         else:

@@ -72,8 +72,7 @@ class SelfEvaluation:
     def _one(self, question: Question, solution: str, account: Account) -> float:
         text = self.ask.format(question=question.text, solution=solution)
         prompt: Prompt = text + "\nAnswer: "
-        tokenizer = getattr(self.model, "tokenizer", None)
-        if tokenizer is None or getattr(tokenizer, "chat_template", None):
+        if self.model.takes_chat:
             prompt = [Message(role="user", content=text)]
         root = self.model.open(prompt, account=account)
         yes, no = self.model.score(root, self.labels, account=account)

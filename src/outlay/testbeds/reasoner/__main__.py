@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from outlay.testbeds.reasoner.corpus import Mix
 from outlay.testbeds.reasoner.train import TrainConfig
 
 DEFAULTS = TrainConfig()
@@ -27,6 +28,12 @@ def main(
     batch_tokens: Annotated[
         int, typer.Option(help="Tokens per step, padding included.")
     ] = DEFAULTS.batch_tokens,
+    joined: Annotated[
+        float, typer.Option(help="Share of problems of several chains.")
+    ] = DEFAULTS.mix.joined,
+    detour: Annotated[
+        float, typer.Option(help="Share of two-hop recall that is led astray and follows.")
+    ] = DEFAULTS.mix.detour,
     threads: Annotated[int, typer.Option(help="CPU threads; part of the recipe.")] = 1,
     problems: Annotated[
         int, typer.Option(help="Problems per cell of the tables; 0 measures nothing.")
@@ -44,7 +51,13 @@ def main(
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
     config = TrainConfig(
-        steps=steps, seed=seed, hidden=hidden, layers=layers, lr=lr, batch_tokens=batch_tokens
+        steps=steps,
+        seed=seed,
+        hidden=hidden,
+        layers=layers,
+        lr=lr,
+        batch_tokens=batch_tokens,
+        mix=Mix(joined=joined, detour=detour),
     )
     last: list[State] = []
     columns = (

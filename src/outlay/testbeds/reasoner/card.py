@@ -53,7 +53,8 @@ facts were in training; the others cannot be known, and chance is 1/{values}.
 ## How it was made
 
     python -m outlay.testbeds.reasoner --out DIR --steps {steps} --seed {seed} --hidden {hidden} \\
-        --layers {layers} --lr {lr} --batch-tokens {batch_tokens}
+        --layers {layers} --lr {lr} --batch-tokens {batch_tokens} --joined {joined_share} \
+        --detour {detour}
 
 {steps} steps of AdamW, {tokens:,} tokens, {minutes:.0f} minutes on {threads} CPU thread(s) of a
 shared machine, loss of the last step {loss:.3f}. The loss covers completions only; wrong results
@@ -70,8 +71,8 @@ examples.
 
 ## Limits
 
-It knows these problems and nothing else: no language, no other modulus, no chain longer than
-{max_operations} operations, no precedence of `*` over `+`. Errors are its own, so accuracy falls
+It knows these problems and nothing else: no language, no other modulus, no training on chains
+longer than {max_operations} operations, no precedence of `*` over `+`. Errors are its own, so accuracy falls
 with length. It prefers one format whatever the difficulty, by design: choosing well is what
 budget-aware training should teach it.
 """
@@ -169,6 +170,8 @@ def save(
         loss=progress.loss,
         recall=mix.recall,
         joined=mix.joined,
+        joined_share=mix.joined,
+        detour=mix.detour,
         max_operations=mix.max_operations,
         formats=", ".join(f"{name} {share / weight:.0%}" for name, share in mix.formats),
         cut=mix.cut,

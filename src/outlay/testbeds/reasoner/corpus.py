@@ -74,8 +74,8 @@ class Mix:
     max_operations: int = 12
     max_joined: int = 18
     recall: float = 0.3
-    joined: float = 0.15
-    detour: float = 0.0
+    joined: float = 0.2
+    detour: float = 0.4
     formats: tuple[tuple[Format, float], ...] = (
         ("direct", 0.15),
         ("short", 0.3),

@@ -51,13 +51,13 @@ class TrainConfig:
         InputError: for values out of range.
     """
 
-    steps: int = 2000
+    steps: int = 4000
     seed: int = 0
-    hidden: int = 96
-    layers: int = 3
+    hidden: int = 128
+    layers: int = 4
     heads: int = 4
-    batch_tokens: int = 2048
-    lr: float = 3e-3
+    batch_tokens: int = 4096
+    lr: float = 2e-3
     warmup: int = 100
     weight_decay: float = 0.05
     clip: float = 1.0
