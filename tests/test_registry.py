@@ -97,7 +97,7 @@ def test_near_misses_are_answered_with_what_was_meant() -> None:
         find("methods", "longcodzip")
     with pytest.raises(InputError, match="unknown task 'chainarit'; did you mean chainarith"):
         find("tasks", "chainarit")
-    with pytest.raises(InputError, match="unknown method 'qqqq'; known are: longcodezip, m1"):
+    with pytest.raises(InputError, match="unknown method 'qqqq'; known are: longcodezip, dynaicl"):
         find("methods", "qqqq")
     with pytest.raises(InputError, match="m1 has no knob 'max_thnk'; did you mean max_think"):
         create("methods", "m1:max_thnk=4")

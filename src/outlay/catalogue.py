@@ -67,6 +67,15 @@ METHODS: tuple[Entry, ...] = (
         proof=True,
     ),
     Entry(
+        "dynaicl",
+        f"{_P}.dynaicl.method:DynaICL",
+        "prompt",
+        "DynaICL",
+        "give every input as many demonstrations as it needs, under one token budget",
+        "2305.11170",
+        proof=True,
+    ),
+    Entry(
         "m1",
         "outlay.decode.thinking_budget:ThinkingBudget",
         "decode",
@@ -118,6 +127,13 @@ METHODS: tuple[Entry, ...] = (
         "keep the chunks whose MiniLM embedding is closest to the question's",
     ),
     Entry(
+        "uniform-demonstrations",
+        f"{_P}.dynaicl.contexts:UniformDemonstrations",
+        "prompt",
+        "Uniform demonstrations",
+        "keep as many whole demonstrations as fit, the same number for every input",
+    ),
+    Entry(
         "plain",
         "outlay.decode.plain:PlainDecoder",
         "decode",
@@ -130,6 +146,24 @@ METHODS: tuple[Entry, ...] = (
         "decode",
         "No thinking",
         "answer at once, without thinking",
+    ),
+    Entry(
+        "plan-and-budget",
+        f"{_REASON}.plan_and_budget.method:PlanAndBudget",
+        "reason",
+        "Plan-and-Budget",
+        "plan sub-questions, then share one token budget among them",
+        "2505.16122",
+        proof=True,
+    ),
+    Entry(
+        "a-star-decoding",
+        f"{_REASON}.astar:AStarDecoding",
+        "reason",
+        "A*-decoding",
+        "always extend the partial solution that a step verifier finds most promising",
+        "2505.13672",
+        proof=True,
     ),
     Entry(
         "greedy",
@@ -176,6 +210,29 @@ METHODS: tuple[Entry, ...] = (
 )
 
 VERIFIERS: tuple[Entry, ...] = (
+    Entry(
+        "think-prm",
+        f"{_REASON}.think_prm.verifier:ThinkPRM",
+        "reason",
+        "ThinkPRM",
+        "writes a critique of every step, then judges the solution",
+        "2504.16828",
+        proof=True,
+    ),
+    Entry(
+        "chain-oracle",
+        "outlay.testbeds.reasoner.oracle:ChainOracle",
+        "testbeds",
+        "Chain oracle",
+        "exact step labels of the reasoner's chains, with noise of a chosen AUC",
+    ),
+    Entry(
+        "chain-prm",
+        "outlay.testbeds.reasoner.prm:ChainPRM",
+        "testbeds",
+        "Chain process reward model",
+        "a small learned verifier of the reasoner's chains",
+    ),
     Entry(
         "self",
         f"{_REASON}.verifiers:SelfEvaluation",
@@ -253,11 +310,25 @@ TASKS: tuple[Entry, ...] = (
         part_of="kg-traces",
     ),
     Entry(
+        "icl",
+        "outlay.testbeds.icl.tasks:InContext",
+        "testbeds",
+        "In-context rules",
+        "questions whose rule is hidden in their demonstrations",
+    ),
+    Entry(
         "chainarith",
         "outlay.testbeds.reasoner.tasks:ChainArith",
         "testbeds",
         "ChainArith",
         "chains of one-digit operations, for the reasoner testbed",
+    ),
+    Entry(
+        "joinedarith",
+        "outlay.testbeds.reasoner.joined:JoinedArith",
+        "testbeds",
+        "Joined chains",
+        "sums of chains of unequal length, for sharing a budget over sub-problems",
     ),
     Entry(
         "chainrecall",

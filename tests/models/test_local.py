@@ -327,6 +327,24 @@ def test_an_empty_child_continues_its_parent(llama: LocalModel) -> None:
     assert list(after.token_ids) == generated(llama, root.path(), 6)
 
 
+def test_a_branch_can_be_extended_after_its_descendants_were(llama: LocalModel) -> None:
+    params = SamplingParams(max_tokens=5, temperature=1.0, seed=4, ignore_eos=True)
+    root = llama.open("once upon a time")
+    [[first]] = llama.extend([root], params)
+    forced = llama.append(first, " the end")
+    [[after]] = llama.extend([forced], params)
+    [[again], [side]] = llama.extend([first, after], params)
+    fresh = llama.open("once upon a time")
+    [[twin]] = llama.extend([fresh], params)
+    [[expected]] = llama.extend([twin], params)
+    assert first.token_ids == twin.token_ids
+    assert again.token_ids == expected.token_ids
+    [[further]] = llama.extend([llama.append(twin, " the end")], params)
+    assert further.token_ids == after.token_ids
+    [[beyond]] = llama.extend([further], params)
+    assert beyond.token_ids == side.token_ids
+
+
 def test_extending_a_branch_whose_stop_was_dropped(llama: LocalModel) -> None:
     root = llama.open(WORDS)
     tokens = generated(llama, root.path(), 8)

@@ -11,9 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from outlay.budget import Budget, Meter
-from outlay.errors import BudgetError, InputError
+from outlay.errors import BudgetError, CapabilityError, InputError
 from outlay.ledger import Ledger, Stage
-from outlay.models.base import Account, Branch, Hold, Model, SamplingParams
+from outlay.models.base import (
+    Account,
+    Branch,
+    Hold,
+    LatentModel,
+    Model,
+    SamplingParams,
+    Trail,
+)
 
 
 def late(account: Account) -> bool:
@@ -31,12 +39,14 @@ class Growth:
         sampling: one for all, or one per branch.
         n: children per branch.
         account: where they are booked, and whose budget they take room from.
+        trail: hidden states that the children keep; only of a model that shows them.
     """
 
     branches: Sequence[Branch]
     sampling: SamplingParams | Sequence[SamplingParams]
     n: int
     account: Account
+    trail: Trail | None = None
 
     def each(self) -> list[SamplingParams]:
         """The sampling of every branch."""
@@ -50,36 +60,51 @@ class Growth:
 
 
 def grow(model: Model, growths: Sequence[Growth]) -> list[list[list[Branch]] | BudgetError]:
-    """Grow many trees in one call per number of children.
+    """Grow many trees in one call per number of children and kind of trail.
 
     Returns:
         Per growth the children, [branch][child], or the `BudgetError` of a budget that has nothing
         left.
     """
     results: list[list[list[Branch]] | BudgetError] = [[] for _ in growths]
-    by_n: dict[int, list[int]] = {}
+    alike: dict[tuple[int, Trail | None], list[int]] = {}
     for at, growth in enumerate(growths):
         if growth.branches:
-            by_n.setdefault(growth.n, []).append(at)
-    for n, members in by_n.items():
+            alike.setdefault((growth.n, growth.trail), []).append(at)
+    for (n, trail), members in alike.items():
         if len(members) == 1:
             growth = growths[members[0]]
             try:
-                results[members[0]] = model.extend(
-                    growth.branches, growth.each(), n, account=growth.account
+                results[members[0]] = _extend(
+                    model, growth.branches, growth.each(), n, growth.account, trail
                 )
             except BudgetError as error:
                 results[members[0]] = error
         else:
             for at, result in zip(
-                members, _grow(model, [growths[i] for i in members], n), strict=True
+                members, _grow(model, [growths[i] for i in members], n, trail), strict=True
             ):
                 results[at] = result
     return results
 
 
+def _extend(
+    model: Model,
+    branches: Sequence[Branch],
+    sampling: Sequence[SamplingParams],
+    n: int,
+    account: Account,
+    trail: Trail | None,
+) -> list[list[Branch]]:
+    if trail is None:
+        return model.extend(branches, sampling, n, account=account)
+    if not isinstance(model, LatentModel):
+        raise CapabilityError(f"{model.name} shows no hidden states; use a local model")
+    return model.extend(branches, sampling, n, account=account, trail=trail)
+
+
 def _grow(
-    model: Model, growths: Sequence[Growth], n: int
+    model: Model, growths: Sequence[Growth], n: int, trail: Trail | None
 ) -> list[list[list[Branch]] | BudgetError]:
     results: list[list[list[Branch]] | BudgetError] = []
     funded: list[tuple[Growth, Hold]] = []
@@ -105,7 +130,7 @@ def _grow(
             deadline = _deadline([hold for _, hold in funded])
             place = funded[0][0].account
             whole = Account(shared, deadline, place.stage, place.role, place.method)
-            children = model.extend(branches, granted, n, account=whole)
+            children = _extend(model, branches, granted, n, whole, trail)
     finally:
         _book(shared, children, n, funded)
     parts = iter(zip(children, granted, strict=True))

@@ -114,6 +114,9 @@ class Run:
                 rows.append(_Row(b, s, child, limit, limit < want, model.walk(b, self.trail)))
         try:
             self._prefilled = model.materialise(self.branches)
+            for row in rows:
+                if row.segment.walk is not None:
+                    row.segment.walk.begin(walk_of(row.parent))
             width = max(row.past + row.limit for row in rows)
             step = max(1, model.max_batch_tokens // max(1, width))
             for at in range(0, len(rows), step):
@@ -162,14 +165,11 @@ class Run:
 
     def _pace(self, rows: list[_Row], stack: contextlib.ExitStack) -> Pace | None:
         """What advances the rows' trails while `stack` is open; None where none is kept."""
-        walks = {id(row): row.segment.walk for row in rows if row.segment.walk is not None}
-        for row in rows:
-            if (walk := walks.get(id(row))) is not None:
-                walk.begin(walk_of(row.parent))
-        growing = [walks[id(row)] for row in rows if row.limit > 0 and id(row) in walks]
-        if not growing:
+        walks = [row.segment.walk for row in rows if row.limit > 0]
+        kept = [walk for walk in walks if walk is not None]
+        if not kept:
             return None
-        return Pace(growing, stack.enter_context(self.model.watch(growing[0].layers)))
+        return Pace(kept, stack.enter_context(self.model.watch(kept[0].layers)))
 
     @torch.inference_mode()
     def _decode(

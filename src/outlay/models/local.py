@@ -579,6 +579,10 @@ class LocalModel:
             FLOPs spent.
         """
         leaves = list({b.id: b for b in branches}.values())
+        for leaf in leaves:
+            if _stale(leaf) and not _pending_ids(leaf) and leaf.token_ids:
+                # A descendant computed its KV but not what comes next: feed the last token again.
+                segment(leaf).cut(len(leaf.token_ids) - 1)
         paths = {leaf.id: leaf.lineage() for leaf in leaves}
         uses: dict[str, int] = {}
         for path in paths.values():

@@ -53,8 +53,8 @@ facts were in training; the others cannot be known, and chance is 1/{values}.
 ## How it was made
 
     python -m outlay.testbeds.reasoner --out DIR --steps {steps} --seed {seed} --hidden {hidden} \\
-        --layers {layers} --lr {lr} --batch-tokens {batch_tokens} --joined {joined_share} \
-        --detour {detour}
+        --layers {layers} --lr {lr} --batch-tokens {batch_tokens} \\
+        --joined {joined_share} --detour {detour}
 
 {steps} steps of AdamW, {tokens:,} tokens, {minutes:.0f} minutes on {threads} CPU thread(s) of a
 shared machine, loss of the last step {loss:.3f}. The loss covers completions only; wrong results
@@ -72,9 +72,9 @@ examples.
 ## Limits
 
 It knows these problems and nothing else: no language, no other modulus, no training on chains
-longer than {max_operations} operations, no precedence of `*` over `+`. Errors are its own, so accuracy falls
-with length. It prefers one format whatever the difficulty, by design: choosing well is what
-budget-aware training should teach it.
+longer than {max_operations} operations, no precedence of `*` over `+`. Errors are its own, so
+accuracy falls with length. It prefers one format whatever the difficulty, by design: choosing well
+is what budget-aware training should teach it.
 """
 
 _MEASURED = """Greedy decoding, {n} held-out problems per cell (95 % intervals reach
