@@ -579,10 +579,6 @@ class LocalModel:
             FLOPs spent.
         """
         leaves = list({b.id: b for b in branches}.values())
-        for leaf in leaves:
-            if _stale(leaf) and not _pending_ids(leaf) and leaf.token_ids:
-                # A descendant computed its KV but not what comes next: feed the last token again.
-                segment(leaf).cut(len(leaf.token_ids) - 1)
         paths = {leaf.id: leaf.lineage() for leaf in leaves}
         uses: dict[str, int] = {}
         for path in paths.values():
@@ -612,19 +608,28 @@ class LocalModel:
             ids_BT[i, : len(row)] = torch.tensor(row)
         cache, past = self.gather(paths, width)
         widest = max(past)
-        last_B = torch.tensor([len(row) - 1 for row in fresh], device=self.device)
         self.computed_tokens += sum(map(len, fresh))
         missing = [[_pending(branch) for branch in path] for path in paths]
         with self._absorbing(paths, missing, width):
-            logits_BV = self.logits(ids_BT.to(self.device), cache, past, last_B)
-        for i, path in enumerate(paths):
+            hidden_BTC = self._through(ids_BT.to(self.device), cache, past)
+        # What comes next is kept for every branch that ends here, not for the leaves alone: the
+        # branches on the way may be extended later, and must not be fed again for it.
+        ends = [_ends(path, fed) for path, fed in zip(paths, missing, strict=True)]
+        rows = [i for i, each in enumerate(ends) for _ in each]
+        places = [place for each in ends for _, place in each]
+        logits_NV = self._head(hidden_BTC[rows, places])
+        for logits_V, (branch, _) in zip(logits_NV, itertools.chain(*ends), strict=True):
+            segment(branch).next_logits_V = logits_V.clone()
+        for i, (path, each) in enumerate(zip(paths, missing, strict=True)):
             at = widest
-            for branch in path:
-                if fed := _pending(branch):
+            for branch, fed in zip(path, each, strict=True):
+                if fed:
                     segment(branch).append(*columns(cache, i, at, at + fed))
                     at += fed
-            segment(path[-1]).next_logits_V = logits_BV[i].clone()
-        return sum(self.flops(len(f), p, logits_rows=1) for f, p in zip(fresh, past, strict=True))
+        return sum(
+            self.flops(len(f), p, logits_rows=len(e))
+            for f, p, e in zip(fresh, past, ends, strict=True)
+        )
 
     @contextlib.contextmanager
     def _absorbing(
@@ -752,6 +757,18 @@ def _stale(branch: Branch) -> bool:
 def _pending_ids(leaf: Branch) -> list[int]:
     """The tokens to feed so that the leaf's KV is complete and its next logits are known."""
     return [t for b in leaf.lineage() for t in b.token_ids[segment(b).length :]]
+
+
+def _ends(path: Sequence[Branch], fed: Sequence[int]) -> list[tuple[Branch, int]]:
+    """The branches of a path whose last token is fed now, and its place among the fed tokens."""
+    found, at = [], 0
+    for branch, size in zip(path, fed, strict=True):
+        at += size
+        if size:
+            found.append((branch, at - 1))
+    if not fed[-1]:  # an empty leaf: what comes next is what follows the last token of its path
+        found.append((path[-1], at - 1))
+    return found
 
 
 def _deepest(branches: list[Branch]) -> list[Branch]:
