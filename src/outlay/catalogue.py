@@ -184,6 +184,15 @@ METHODS: tuple[Entry, ...] = (
         proof=True,
     ),
     Entry(
+        "arm",
+        f"{_REASON}.adaptive.method:Adaptive",
+        "reason",
+        "ARM",
+        "answer in cheap formats first; think long where they disagree",
+        "2505.20258",
+        proof=True,
+    ),
+    Entry(
         "greedy",
         f"{_REASON}.voting:Greedy",
         "reason",
