@@ -239,11 +239,14 @@ def test_what_others_spent_of_a_shared_meter_is_gone(babbler):
 
 def test_time_that_runs_out_gives_what_there_is(babbler):
     start = time.monotonic()
-    budget = Budget(seconds=0.2)
+    whole = ThinkingBudget(max_think=1500).generate(babbler, PROMPT)
+    taken = time.monotonic() - start
+    start = time.monotonic()
+    budget = Budget(seconds=taken / 3)
     result = ThinkingBudget(max_think=1500).generate(babbler, PROMPT, budget)
     assert result.finish_reason == "budget"
-    assert result.thinking
-    assert time.monotonic() - start < 5
+    assert 0 < len(result.thinking) < len(whole.thinking)
+    assert time.monotonic() - start < taken + 5
 
 
 def test_a_batch_keeps_to_every_prompts_own_budget(babbler):

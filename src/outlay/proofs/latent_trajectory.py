@@ -428,7 +428,7 @@ def _scatter(axes: Any, played: Mapping[str, Policy]) -> None:
             found.mean,
             yerr=[[found.mean - low], [high - found.mean]],
             color=PALETTE[index % len(PALETTE)],
-            marker=MARKERS[index % len(MARKERS)],
+            marker=MARKERS[(index + index // len(PALETTE)) % len(MARKERS)],
             markersize=7,
             capsize=2.5,
             linestyle="",
