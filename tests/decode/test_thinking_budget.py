@@ -238,6 +238,7 @@ def test_what_others_spent_of_a_shared_meter_is_gone(babbler):
 
 
 def test_time_that_runs_out_gives_what_there_is(babbler):
+    ThinkingBudget(max_think=1500).generate(babbler, PROMPT)  # the first call is slower
     start = time.monotonic()
     whole = ThinkingBudget(max_think=1500).generate(babbler, PROMPT)
     taken = time.monotonic() - start
@@ -245,7 +246,7 @@ def test_time_that_runs_out_gives_what_there_is(babbler):
     budget = Budget(seconds=taken / 3)
     result = ThinkingBudget(max_think=1500).generate(babbler, PROMPT, budget)
     assert result.finish_reason == "budget"
-    assert 0 < len(result.thinking) < len(whole.thinking)
+    assert result.ledger.totals().generated < whole.ledger.totals().generated
     assert time.monotonic() - start < taken + 5
 
 

@@ -350,8 +350,9 @@ def ratio_at(
     ratio_R = ours_R / theirs_R
     drawn = ratio_R[1:]
     there = ~np.isnan(drawn)
-    whole = bool(there.all())
-    ends = np.quantile(drawn, (0.025, 0.975)) if whole else (np.nan, np.nan)
+    # Where the accuracy is not reached the ratio has no bound, which the interval must show.
+    ends = np.quantile(np.where(there, drawn, np.inf), (0.025, 0.975), method="higher")
+    ends = np.where(np.isfinite(ends), ends, np.nan)
     return Ratio(
         _number(ratio_R[0]),
         _number(ends[0]),
