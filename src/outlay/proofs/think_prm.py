@@ -387,6 +387,7 @@ def _drawer(judged: Mapping[str, Verdicts], bench: Bench) -> Callable[[Path], No
     def draw(path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import NullFormatter
 
         figure = Figure(figsize=(11.0, 4.2), dpi=160, layout="constrained")
         FigureCanvasAgg(figure)
@@ -429,6 +430,7 @@ def _drawer(judged: Mapping[str, Verdicts], bench: Bench) -> Callable[[Path], No
             label="majority of more samples",
         )
         right.set_xscale("log")
+        right.xaxis.set_minor_formatter(NullFormatter())  # they would run into each other
         right.set_xlabel("tokens sampled and forced per question, verifier included")
         right.set_ylabel("accuracy, 95 % interval")
         right.set_title(f"Best of {N}, and majority", loc="left", fontsize=10)
