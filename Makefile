@@ -24,6 +24,10 @@ docs: $(STAMP)
 bench: $(STAMP) models
 	$(BIN)/python benchmarks/models.py
 	$(BIN)/python benchmarks/longcodezip.py
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/puzzles.py
+	$(BIN)/python benchmarks/robots.py
+	$(BIN)/python benchmarks/basir.py
 
 models: $(STAMP)
 	$(BIN)/outlay models fetch
