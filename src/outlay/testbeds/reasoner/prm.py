@@ -162,7 +162,10 @@ def _bill(
         pieces = () if job is None else job.pieces
         behind = len(key) if job is None else job.behind
         total = _tokens(books, key[:behind], roots) + sum(map(len, pieces))
-        return _Bill(at, books, key, 0, total, 0.0, account.hold([]))
+        try:
+            return _Bill(at, books, key, 0, total, 0.0, account.hold([]))
+        except BudgetError:  # nothing new to read, but no call is left to ask with
+            return None
     behind, read = books.deepest(key)
     root: Job | None = None
     if read is None:
