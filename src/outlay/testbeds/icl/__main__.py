@@ -41,8 +41,8 @@ def main(
     from outlay.testbeds.icl.card import save
     from outlay.testbeds.icl.evaluate import table
     from outlay.testbeds.icl.labels import train_controller
-    from outlay.testbeds.icl.train import Progress as State
     from outlay.testbeds.icl.train import train
+    from outlay.testbeds.tiny_llama import Progress as State
 
     torch.set_num_threads(threads)
     logging.disable_progress_bar()

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outlay.testbeds.icl.evaluate import Row, as_records
-from outlay.testbeds.icl.train import TRAIN_MIX, Progress, TrainConfig
+from outlay.testbeds.icl.train import TRAIN_MIX, TrainConfig
 from outlay.testbeds.icl.world import FAMILIES, MAX_ITEMS
+from outlay.testbeds.tiny_llama import Progress
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

@@ -10,7 +10,6 @@ Shapes: B sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,11 +19,11 @@ import torch
 from outlay.errors import InputError
 from outlay.testbeds.icl.tokenizer import CONTEXT, build_tokenizer, vocabulary
 from outlay.testbeds.icl.world import ARROW, END, FAMILIES, MAX_ITEMS, draw_instance
+from outlay.testbeds.tiny_llama import IGNORED, Batch, Progress, build_llama, check_size, fit
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-IGNORED = -100
 # Each family's share of training: the shift, which is arithmetic, is learnt last.
 TRAIN_MIX = (0.2, 0.5, 0.3)
 
@@ -64,41 +63,24 @@ class TrainConfig:
         for name in ("steps", "layers", "batch", "heads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}; must be at least 1")
-        if self.hidden < 1 or self.hidden % (2 * self.heads):
-            raise InputError(
-                f"hidden={self.hidden} with heads={self.heads}; hidden must be a multiple of "
-                f"{2 * self.heads} so that every head has an even width"
-            )
+        check_size(self.hidden, self.heads, self.layers)
         if not self.lr > 0:
             raise InputError(f"lr={self.lr}; must be positive")
 
 
 def build_model(config: TrainConfig) -> LlamaForCausalLM:
     """A freshly initialised model, seeded by `config.seed`."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(config.seed)
     known = vocabulary()
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(known),
-            hidden_size=config.hidden,
-            intermediate_size=config.hidden * 8 // 3 // 32 * 32,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True,
-            initializer_range=config.hidden**-0.5,  # 0.02 starves attention at this width
-            bos_token_id=None,
-            eos_token_id=known[END],
-            pad_token_id=0,
-        )
+    return build_llama(
+        vocabulary=len(known),
+        context=CONTEXT,
+        hidden=config.hidden,
+        layers=config.layers,
+        heads=config.heads,
+        eos=known[END],
+        pad=0,
+        seed=config.seed,
     )
-    model.generation_config.do_sample = False
-    return model
-
-
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def batches(config: TrainConfig) -> Iterator[Batch]:
@@ -126,17 +108,6 @@ def batches(config: TrainConfig) -> Iterator[Batch]:
         yield ids_BT, labels_BT
 
 
-@dataclass(frozen=True)
-class Progress:
-    """State of a training after `step` steps."""
-
-    step: int
-    loss: float
-    lr: float
-    tokens: int
-    seconds: float
-
-
 def train(
     config: TrainConfig, report: Callable[[Progress], None] | None = None
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -145,42 +116,15 @@ def train(
     Returns:
         The model in eval mode and its tokenizer.
     """
-    from transformers import get_cosine_with_min_lr_schedule_with_warmup
-
     model = build_model(config)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
+    fit(
+        model,
+        batches(config),
+        steps=config.steps,
         lr=config.lr,
-        betas=(0.9, 0.98),
+        warmup=config.warmup,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        report=report,
     )
-    scheduler = get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, config.warmup, max(config.steps, config.warmup + 1), min_lr_rate=0.1
-    )
-    started = time.perf_counter()
-    tokens = 0
-    model.train()
-    for step, (ids_BT, labels_BT) in enumerate(batches(config), start=1):
-        # Right padding needs no mask: causal attention keeps pads out of every real position.
-        logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORED
-        )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        tokens += ids_BT.numel()
-        if report is not None:
-            rate = float(scheduler.get_last_lr()[0])
-            seconds = time.perf_counter() - started
-            report(Progress(step, float(loss.detach()), rate, tokens, seconds))
-        if step == config.steps:
-            break
-    model.train(False)
     return model, build_tokenizer()

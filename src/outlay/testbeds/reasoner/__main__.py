@@ -45,8 +45,8 @@ def main(
 
     from outlay.testbeds.reasoner.card import save
     from outlay.testbeds.reasoner.evaluate import table
-    from outlay.testbeds.reasoner.train import Progress as State
     from outlay.testbeds.reasoner.train import train
+    from outlay.testbeds.tiny_llama import Progress as State
 
     torch.set_num_threads(threads)
     logging.disable_progress_bar()

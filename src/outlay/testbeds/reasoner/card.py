@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from outlay.testbeds.reasoner.evaluate import MODES, Row, as_records
-from outlay.testbeds.reasoner.train import Progress, TrainConfig
+from outlay.testbeds.reasoner.train import TrainConfig
+from outlay.testbeds.tiny_llama import Progress
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

@@ -9,7 +9,6 @@ versions give the same weights bit for bit.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,12 +19,12 @@ from outlay.errors import InputError
 from outlay.testbeds.reasoner.corpus import Example, Mix, examples
 from outlay.testbeds.reasoner.facts import FactWorld
 from outlay.testbeds.reasoner.tokenizer import CONTEXT, build_tokenizer
+from outlay.testbeds.tiny_llama import IGNORED, Batch, Progress, build_llama, check_size, fit
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 # Shapes: B examples, T tokens.
-IGNORED = -100
 POOL = 32  # batches that are sorted by length together
 
 
@@ -67,13 +66,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"steps={self.steps}; must be at least 1")
-        if self.hidden % (2 * self.heads):
-            raise InputError(
-                f"hidden={self.hidden} with heads={self.heads}; hidden must be a multiple of "
-                f"{2 * self.heads} so that every head has an even width"
-            )
-        if self.layers < 1:
-            raise InputError(f"layers={self.layers}; must be at least 1")
+        check_size(self.hidden, self.heads, self.layers)
         if self.batch_tokens < CONTEXT:
             raise InputError(f"batch_tokens={self.batch_tokens}; must be at least {CONTEXT}")
         if not self.lr > 0:
@@ -82,26 +75,16 @@ class TrainConfig:
 
 def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A freshly initialised model, seeded by `config.seed`."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(config.seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden,
-            intermediate_size=config.hidden * 8 // 3 // 32 * 32,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True,
-            initializer_range=config.hidden**-0.5,  # 0.02 starves attention at this width
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    return build_llama(
+        vocabulary=len(tokenizer),
+        context=CONTEXT,
+        hidden=config.hidden,
+        layers=config.layers,
+        heads=config.heads,
+        eos=int(tokenizer.eos_token_id),
+        pad=int(tokenizer.pad_token_id),
+        seed=config.seed,
     )
-    model.generation_config.do_sample = False
-    return model
 
 
 def encode(
@@ -126,9 +109,6 @@ def encode(
         ]
         pairs.append((ids, [IGNORED] * len(prompt) + labels))
     return pairs
-
-
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def batches(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
@@ -157,17 +137,6 @@ def batches(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator
             yield ids_BT, labels_BT
 
 
-@dataclass(frozen=True)
-class Progress:
-    """State of a training after `step` steps."""
-
-    step: int
-    loss: float
-    lr: float
-    tokens: int
-    seconds: float
-
-
 def train(
     config: TrainConfig, report: Callable[[Progress], None] | None = None
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -176,42 +145,16 @@ def train(
     Returns:
         The model in eval mode and its tokenizer.
     """
-    from transformers import get_cosine_with_min_lr_schedule_with_warmup
-
     tokenizer = build_tokenizer()
     model = build_model(config, tokenizer)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
+    fit(
+        model,
+        batches(config, tokenizer),
+        steps=config.steps,
         lr=config.lr,
-        betas=(0.9, 0.98),
+        warmup=config.warmup,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        report=report,
     )
-    scheduler = get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, config.warmup, max(config.steps, config.warmup + 1), min_lr_rate=0.1
-    )
-    started = time.perf_counter()
-    tokens = 0
-    model.train()
-    for step, (ids_BT, labels_BT) in enumerate(batches(config, tokenizer), start=1):
-        # Right padding needs no mask: causal attention keeps pads out of every real position.
-        logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORED
-        )
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        tokens += ids_BT.numel()
-        if report is not None:
-            seconds = time.perf_counter() - started
-            report(Progress(step, loss.item(), scheduler.get_last_lr()[0], tokens, seconds))
-        if step == config.steps:
-            break
-    model.train(False)
     return model, tokenizer
