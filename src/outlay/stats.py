@@ -1,4 +1,4 @@
-"""Intervals and tests over examples: bootstrap, Wilson, sign-flip, pass@k.
+"""Intervals and tests over examples: bootstrap, Wilson, sign-flip, pass@k, AUC.
 
 Everything works on plain arrays: N examples, R resamples, M columns. Resampling is vectorised; the
 resamples are those that `numpy.random.default_rng(seed)` draws row by row, so that a loop over R
@@ -8,10 +8,10 @@ gives the same numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -197,3 +197,30 @@ def first_crossing(
     left, right = x_RB[rows, j - 1], x_RB[rows, j]
     out_R[rows] = left + (right - left) * below / (below - above)
     return np.exp(out_R) if log else out_R
+
+
+def auc(values: npt.ArrayLike, right: npt.ArrayLike, groups: Sequence[Any] | None = None) -> float:
+    """How often a right sample has the higher value than a wrong one; ties count half.
+
+    Args:
+        values: of the samples; those that are NaN are left out.
+        right: whether each sample is right.
+        groups: where given, only samples of one group are compared: within questions, so that
+            easy ones do not pass for good ones. Every pair counts alike.
+
+    Returns:
+        NaN where there is no pair.
+    """
+    value_S, right_S = np.asarray(values, float), np.asarray(right, bool)
+    known_S = np.isfinite(value_S)
+    names = np.zeros(len(value_S), int)
+    if groups is not None:
+        names = np.unique(np.asarray(groups), return_inverse=True)[1]
+    won = pairs = 0.0
+    order = np.argsort(names, kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(names[order])) + 1):
+        kept = part[known_S[part]]
+        good, bad = np.sort(value_S[kept[right_S[kept]]]), np.sort(value_S[kept[~right_S[kept]]])
+        below = np.searchsorted(bad, good, "left").sum() + np.searchsorted(bad, good, "right").sum()
+        won, pairs = won + below / 2, pairs + len(good) * len(bad)
+    return float(won / pairs) if pairs else math.nan

@@ -12,7 +12,7 @@ from outlay.errors import InputError
 from outlay.proofs import latent_trajectory
 from outlay.proofs import latent_trajectory_runs as runs
 from outlay.proofs.base import ProofResult
-from outlay.reason.latent_trajectory import auc
+from outlay.stats import auc
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*opposite of the paper")
 

@@ -29,6 +29,7 @@ from outlay.reason import (
     Verifier,
     solve_many,
 )
+from outlay.stats import auc
 from outlay.testbeds.reasoner import (
     ChainArith,
     ChainProblem,
@@ -44,7 +45,6 @@ from outlay.testbeds.reasoner.prm import SHIPPED, ChainPRM
 from outlay.testbeds.reasoner.prm_reader import features, is_answer, load_network
 from outlay.testbeds.reasoner.prm_train import (
     TrainConfig,
-    auc,
     features_of,
     label,
     make,
@@ -397,6 +397,9 @@ def test_the_shipped_model_tells_right_from_wrong() -> None:
     assert found["auc"] > 0.9
     assert found["mean_right"] > found["mean_wrong"] + 0.3
     assert (SHIPPED / "model.safetensors").stat().st_size <= 2e6
+    flawless = [sample for sample in held if all(sample.labels)]
+    with pytest.raises(InputError, match="AUC"):
+        measure(*load_network(SHIPPED), flawless)
 
 
 def test_training_writes_what_can_be_loaded(tmp_path: Path) -> None:
@@ -427,15 +430,6 @@ def test_features_are_those_of_the_tokens_before_a_step_ends() -> None:
     assert not is_answer("3+4=7;")
 
 
-def test_the_auc_counts_ties_half() -> None:
-    scores = np.array([0.1, 0.4, 0.4, 0.8, 0.4])
-    right = np.array([False, False, True, True, False])
-    pairs = [(a > b) + 0.5 * (a == b) for a in scores[right] for b in scores[~right]]
-    assert auc(scores, right) == pytest.approx(np.mean(pairs))
-    with pytest.raises(InputError, match="AUC"):
-        auc(scores, np.ones(5, dtype=bool))
-
-
 def test_bad_folders_and_foreign_text_are_refused(tmp_path: Path, prm: ChainPRM) -> None:
     with pytest.raises(ModelError, match="holds no process reward model"):
         judged(ChainPRM(str(tmp_path)), chains(1)[0], [RIGHT], Account())
@@ -462,3 +456,10 @@ def test_a_ledger_of_its_own_is_kept_apart() -> None:
     judged(prm, chains(1)[0], [RIGHT[:1]], account)
     assert ledger.totals(role="verifier").calls == 1
     assert ledger.totals(role="target").calls == 0
+
+
+def test_the_auc_counts_ties_half() -> None:
+    scores = np.array([0.1, 0.4, 0.4, 0.8, 0.4])
+    right = np.array([False, False, True, True, False])
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[right] for b in scores[~right]]
+    assert auc(scores, right) == pytest.approx(np.mean(pairs))

@@ -8,7 +8,22 @@ from typing import Annotated, Any
 import typer
 
 from outlay.cli import errors, show_json
-from outlay.cli.running import progress_bars, show_comparison
+from outlay.cli.running import (
+    Counted,
+    Examples,
+    Fresh,
+    Judge,
+    ModelSpec,
+    Out,
+    Scorer,
+    Seed,
+    Seeds,
+    Temperature,
+    VerifierSpec,
+    Workers,
+    progress_bars,
+    show_comparison,
+)
 from outlay.errors import InputError
 
 
@@ -27,21 +42,19 @@ def register(app: typer.Typer) -> None:
         budget: Annotated[
             list[int] | None, typer.Option(help="Token budget; give it several times.")
         ] = None,
-        model: Annotated[str, typer.Option(help="A model's spec.")] = "embedded",
-        counts: Annotated[str | None, typer.Option(help="What budgets count.")] = None,
-        n: Annotated[int, typer.Option(help="Examples.")] = 20,
-        seed: Annotated[int, typer.Option(help="Of examples and sampling.")] = 0,
-        seeds: Annotated[int, typer.Option(help="Sampling repetitions.")] = 1,
-        scorer: Annotated[str | None, typer.Option(help="Model of the compressors.")] = None,
-        verifier: Annotated[str, typer.Option(help="Judge of reason methods.")] = "self",
-        judge: Annotated[str | None, typer.Option(help="Model of the verifier.")] = None,
-        temperature: Annotated[
-            float | None, typer.Option(help="0 is greedy; None: 0, and 0.8 for reason methods.")
-        ] = None,
+        model: ModelSpec = "embedded",
+        counts: Counted = None,
+        n: Examples = 20,
+        seed: Seed = 0,
+        seeds: Seeds = 1,
+        scorer: Scorer = None,
+        verifier: VerifierSpec = "self",
+        judge: Judge = None,
+        temperature: Temperature = None,
         max_tokens: Annotated[int, typer.Option(help="Generated tokens, unbudgeted.")] = 128,
-        workers: Annotated[int | None, typer.Option(help="Examples in flight.")] = None,
-        out: Annotated[Path | None, typer.Option(help="The run's folder.")] = None,
-        fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+        workers: Workers = None,
+        out: Out = None,
+        fresh: Fresh = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
         """Find the best way to spend N tokens: methods x budgets on a task's examples.

@@ -6,12 +6,27 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from outlay.comparison import Comparison, Progress
+
+Counted = Annotated[str | None, typer.Option("--counts", help="What budgets count.")]
+Examples = Annotated[int, typer.Option("--n", help="Examples.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over.")]
+Judge = Annotated[str | None, typer.Option(help="Model of the verifier.")]
+ModelSpec = Annotated[str, typer.Option(help="A model's spec.")]
+Out = Annotated[Path | None, typer.Option(help="The run's folder.")]
+Scorer = Annotated[str | None, typer.Option(help="Model of the compressors.")]
+Seed = Annotated[int, typer.Option(help="Of examples and sampling.")]
+Seeds = Annotated[int, typer.Option(help="Sampling repetitions.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 is greedy; None: 0, and 0.8 for reason methods.")
+]
+VerifierSpec = Annotated[str, typer.Option("--verifier", help="Judge of reason methods.")]
+Workers = Annotated[int | None, typer.Option(help="Examples in flight.")]
 
 
 @contextmanager

@@ -44,9 +44,9 @@ from outlay.proofs.latent_trajectory_runs import (
     real_traces,
     streaming_error,
 )
-from outlay.reason.latent_trajectory import Trace, auc
+from outlay.reason.latent_trajectory import Trace
 from outlay.reason.latent_trajectory.calibration import raw, rights
-from outlay.stats import FloatArray, mean_interval
+from outlay.stats import FloatArray, auc, mean_interval
 from outlay.testbeds.reasoner import checkpoint_path
 
 CHECKPOINT = "small"  # its accuracy is in the middle, where there is something to tell apart

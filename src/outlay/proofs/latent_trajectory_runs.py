@@ -25,7 +25,6 @@ from outlay.reason.latent_trajectory import (
     LTSequential,
     Table,
     Trace,
-    auc,
     collect,
     forced,
     nearest_to_centroid,
@@ -36,7 +35,7 @@ from outlay.reason.latent_trajectory import (
 from outlay.reason.latent_trajectory.calibration import Weights, fit, raw, rights
 from outlay.reason.latent_trajectory.early import choose
 from outlay.reason.latent_trajectory.signals import EPS
-from outlay.stats import FloatArray, draw_counts, percentiles
+from outlay.stats import FloatArray, auc, draw_counts, percentiles
 from outlay.testbeds.reasoner import ChainArith, parse_question, render_prompt
 
 OPERATIONS = (2, 8)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outlay.errors import InputError
-from outlay.reason.latent_trajectory import Stream, auc, nearest_to_centroid, signals
+from outlay.reason.latent_trajectory import Stream, nearest_to_centroid, signals
 from outlay.reason.latent_trajectory.signals import cross_layer, layer_signals, step_signals
+from outlay.stats import auc
 
 
 def walk(seed: int, n: int = 6, layers: int = 3, width: int = 5) -> np.ndarray:

@@ -14,7 +14,6 @@ from outlay.reason.latent_trajectory.sequential import LTSequential
 from outlay.reason.latent_trajectory.signals import (
     Signals,
     Stream,
-    auc,
     nearest_to_centroid,
     signals,
 )
@@ -34,7 +33,6 @@ __all__ = [
     "Table",
     "Trace",
     "Weights",
-    "auc",
     "collect",
     "forced",
     "leave_one_out",

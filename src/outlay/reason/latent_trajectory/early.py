@@ -27,7 +27,7 @@ from outlay.models.base import Trail
 from outlay.reason.base import Open, Session, Strategy
 from outlay.reason.latent_trajectory.calibration import Table, check_apart, rights
 from outlay.reason.latent_trajectory.saving import adopt
-from outlay.reason.latent_trajectory.signals import FloatArray, Normalise, Signals, auc, normalised
+from outlay.reason.latent_trajectory.signals import FloatArray, Normalise, Signals, normalised
 from outlay.reason.latent_trajectory.store import read_record, write
 from outlay.reason.latent_trajectory.traces import (
     Drawn,
@@ -42,6 +42,7 @@ from outlay.reason.latent_trajectory.traces import (
     read_signals,
 )
 from outlay.reason.voting import Solving, answer_of
+from outlay.stats import auc
 
 ClassifierName = Literal["rf", "logistic", "svm", "tree"]
 _KIND = "early"

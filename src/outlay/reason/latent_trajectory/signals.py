@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -194,30 +194,3 @@ def nearest_to_centroid(traces: Sequence[npt.ArrayLike]) -> int:
     paths_SLC = np.stack([p / np.maximum(np.linalg.norm(p, axis=1), EPS)[:, None] for p in points])
     away_S = np.linalg.norm(paths_SLC - paths_SLC.mean(axis=0), axis=2).mean(axis=1)
     return int(away_S.argmin())
-
-
-def auc(values: npt.ArrayLike, right: npt.ArrayLike, groups: Sequence[Any] | None = None) -> float:
-    """How often a right trace has the higher value than a wrong one; ties count half.
-
-    Args:
-        values: of the traces; those that are NaN are left out.
-        right: whether each trace is right.
-        groups: where given, only traces of one group are compared: within questions, so that
-            easy ones do not pass for good ones. Every pair counts alike.
-
-    Returns:
-        NaN where there is no pair.
-    """
-    value_S, right_S = np.asarray(values, float), np.asarray(right, bool)
-    known_S = np.isfinite(value_S)
-    names = np.zeros(len(value_S), int)
-    if groups is not None:
-        names = np.unique(np.asarray(groups), return_inverse=True)[1]
-    won = pairs = 0.0
-    order = np.argsort(names, kind="stable")
-    for part in np.split(order, np.flatnonzero(np.diff(names[order])) + 1):
-        kept = part[known_S[part]]
-        good, bad = np.sort(value_S[kept[right_S[kept]]]), np.sort(value_S[kept[~right_S[kept]]])
-        below = np.searchsorted(bad, good, "left").sum() + np.searchsorted(bad, good, "right").sum()
-        won, pairs = won + below / 2, pairs + len(good) * len(bad)
-    return float(won / pairs) if pairs else math.nan

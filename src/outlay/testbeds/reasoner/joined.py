@@ -22,7 +22,7 @@ from outlay.testbeds.reasoner.chains import (
     parse_question,
     sample_problem,
 )
-from outlay.testbeds.reasoner.tasks import Template, _check_template, _prompt, _read, _verify
+from outlay.testbeds.reasoner.tasks import Notation, Template, check_template
 
 Order = Literal["random", "ascending", "descending"]
 LEVELS = 5
@@ -35,7 +35,7 @@ def level_of(operations: int, total: int) -> int:
 
 
 @dataclass(frozen=True)
-class JoinedArith:
+class JoinedArith(Notation):
     """Compute: sums of `chains` chains whose lengths differ.
 
     Args:
@@ -87,7 +87,7 @@ class JoinedArith:
                 f"total={self.total} operations are too few for {many} chains of {low} or more"
                 f"{' and of unequal length' if self.unequal else ''}; raise total="
             )
-        _check_template(self.template)
+        check_template(self.template)
 
     def _longest(self, chains: int) -> int:
         return min(self.operations[1], 2 * ((self.total - chains + 1) // chains) - 1)
@@ -130,23 +130,6 @@ class JoinedArith:
         if self.order != "random":
             lengths.sort(reverse=self.order == "descending")
         return lengths
-
-    def prompt(self, problem: Problem, context: str) -> str:
-        """The prompt text; these problems have no context."""
-        return _prompt(problem, self.template)
-
-    def verify(self, problem: Problem, answer: str) -> float:
-        """1 if the answer after the answer tag (or the whole text without tags) is exact."""
-        return _verify(problem, answer, self.template)
-
-    @property
-    def delimiter(self) -> str:
-        """Ends a step: ";" in the reasoner's own notation."""
-        return ";" if self.template == "reasoner" else "\n\n"
-
-    def read(self, problem: Problem, completion: str) -> str | None:
-        """The answer after the last answer tag (or the last number without tags)."""
-        return _read(completion, self.template)
 
     def chain(self, problem: Problem) -> ChainProblem:
         """The chains behind a problem."""

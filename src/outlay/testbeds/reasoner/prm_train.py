@@ -16,6 +16,7 @@ Shapes: N steps of all samples, F features.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ from outlay.errors import InputError
 from outlay.models.base import SamplingParams
 from outlay.models.local import LocalModel
 from outlay.reason import Question, SelfConsistency, solve_many
-from outlay.stats import FloatArray
+from outlay.stats import FloatArray, auc
 from outlay.testbeds.reasoner.chains import Split, parse_question, sample_problem
 from outlay.testbeds.reasoner.evaluate import read_answer
 from outlay.testbeds.reasoner.oracle import opened_by, verdicts
@@ -219,21 +220,6 @@ def train(features_NF: torch.Tensor, labels: Sequence[bool]) -> torch.nn.Linear:
     return head
 
 
-def auc(scores_N: FloatArray, right_N: np.ndarray) -> float:
-    """Chance that a right one scores above a wrong one; ties count half.
-
-    Raises:
-        InputError: if all are right or all are wrong.
-    """
-    if right_N.all() or not right_N.any():
-        raise InputError("the AUC needs right and wrong steps; measure on more chains")
-    _, inverse, counts = np.unique(scores_N, return_inverse=True, return_counts=True)
-    rank_N = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    n_right = int(right_N.sum())
-    above = rank_N[right_N].sum() - n_right * (n_right + 1) / 2
-    return float(above / (n_right * (len(right_N) - n_right)))
-
-
 @torch.inference_mode()
 def measure(
     network: LlamaForCausalLM, head: torch.nn.Linear, samples: Sequence[Sample]
@@ -247,8 +233,8 @@ def measure(
         "n": len(score_N),
         "held": len(samples),
         "positive": float(right_N.mean()),
-        "auc": auc(score_N, right_N),
-        "auc_first": auc(score_N[first_N], right_N[first_N]),
+        "auc": _auc(score_N, right_N),
+        "auc_first": _auc(score_N[first_N], right_N[first_N]),
         "accuracy": float(((score_N > 0.5) == right_N).mean()),
         "mean_right": float(score_N[right_N].mean()),
         "mean_wrong": float(score_N[~right_N].mean()),
@@ -302,4 +288,11 @@ def make(config: TrainConfig, out: Path, say: Say) -> dict[str, float]:
     )
     (out / "README.md").write_text(card, encoding="utf-8")
     say(", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    return found
+
+
+def _auc(score_N: FloatArray, right_N: np.ndarray) -> float:
+    found = auc(score_N, right_N)
+    if math.isnan(found):
+        raise InputError("the AUC needs right and wrong steps; measure on more chains")
     return found

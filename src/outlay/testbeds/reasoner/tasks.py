@@ -24,42 +24,54 @@ from outlay.testbeds.reasoner.tokenizer import ANSWER, END_THINK, EOS, THINK, re
 Template = Literal["reasoner", "plain"]
 
 
-def _prompt(problem: Problem, template: Template) -> str:
-    return render_prompt(problem.question) if template == "reasoner" else problem.question
-
-
-def _verify(problem: Problem, answer: str, template: Template) -> float:
-    text = answer.split(EOS)[0]
-    for tag in (ANSWER, END_THINK):
-        if tag in text:
-            text = text.rsplit(tag, 1)[1]
-            break
-    else:
-        if THINK in text:  # it never stopped thinking
-            return 0.0
-    given = text.strip()
-    if template == "plain":  # a foreign model answers in prose: its last number counts
-        numbers = re.findall(r"\d+", given)
-        given = numbers[-1] if numbers else ""
-    return float(given == problem.answer)
-
-
-def _check_template(template: str) -> None:
+def check_template(template: str) -> None:
+    """Raise `InputError` for an unknown template."""
     if template not in ("reasoner", "plain"):
         raise InputError(f"template={template!r}; known are 'reasoner' and 'plain'")
 
 
-def _read(completion: str, template: Template) -> str | None:
-    if template == "plain":
-        numbers = re.findall(r"\d+", completion)
-        return numbers[-1] if numbers else None
-    if ANSWER not in completion:
-        return None
-    return completion.rsplit(ANSWER, 1)[1].split(EOS)[0].strip() or None
+class Notation:
+    """How the reasoner's questions are asked and its answers read; what its tasks share."""
+
+    template: Template
+
+    def prompt(self, problem: Problem, context: str) -> str:
+        """The prompt text; these problems have no context."""
+        return render_prompt(problem.question) if self.template == "reasoner" else problem.question
+
+    def verify(self, problem: Problem, answer: str) -> float:
+        """1 if the answer after the answer tag (or the whole text without tags) is exact."""
+        text = answer.split(EOS)[0]
+        for tag in (ANSWER, END_THINK):
+            if tag in text:
+                text = text.rsplit(tag, 1)[1]
+                break
+        else:
+            if THINK in text:  # it never stopped thinking
+                return 0.0
+        given = text.strip()
+        if self.template == "plain":  # a foreign model answers in prose: its last number counts
+            numbers = re.findall(r"\d+", given)
+            given = numbers[-1] if numbers else ""
+        return float(given == problem.answer)
+
+    @property
+    def delimiter(self) -> str:
+        """Ends a step: ";" in the reasoner's own notation."""
+        return ";" if self.template == "reasoner" else "\n\n"
+
+    def read(self, problem: Problem, completion: str) -> str | None:
+        """The answer after the last answer tag (or the last number without tags)."""
+        if self.template == "plain":
+            numbers = re.findall(r"\d+", completion)
+            return numbers[-1] if numbers else None
+        if ANSWER not in completion:
+            return None
+        return completion.rsplit(ANSWER, 1)[1].split(EOS)[0].strip() or None
 
 
 @dataclass(frozen=True)
-class ChainArith:
+class ChainArith(Notation):
     """Compute: chains of `operations` (inclusive range), every length equally often.
 
     Args:
@@ -89,7 +101,7 @@ class ChainArith:
         low, high = self.operations
         if not 1 <= low <= high:
             raise InputError(f"operations={self.operations}; must be a range with 1 <= low <= high")
-        _check_template(self.template)
+        check_template(self.template)
 
     def sample(self, seed: int, n: int) -> Sequence[Problem]:
         """`n` problems; lengths cycle through the range so that every prefix is balanced."""
@@ -109,30 +121,13 @@ class ChainArith:
             )
         return problems
 
-    def prompt(self, problem: Problem, context: str) -> str:
-        """The prompt text; these problems have no context."""
-        return _prompt(problem, self.template)
-
-    def verify(self, problem: Problem, answer: str) -> float:
-        """1 if the answer after the answer tag (or the whole text without tags) is exact."""
-        return _verify(problem, answer, self.template)
-
-    @property
-    def delimiter(self) -> str:
-        """Ends a step: ";" in the reasoner's own notation."""
-        return ";" if self.template == "reasoner" else "\n\n"
-
-    def read(self, problem: Problem, completion: str) -> str | None:
-        """The answer after the last answer tag (or the last number without tags)."""
-        return _read(completion, self.template)
-
     def chain(self, problem: Problem) -> ChainProblem:
         """The chain behind a problem, for step labels."""
         return parse_question(problem.question, self.modulus)
 
 
 @dataclass(frozen=True)
-class ChainRecall:
+class ChainRecall(Notation):
     """Recall: questions of one and two hops over synthetic facts, in turn.
 
     Args:
@@ -161,7 +156,7 @@ class ChainRecall:
             raise InputError(f"facts={self.facts!r}; known are 'known', 'unseen' and 'mixed'")
         if not 1 <= self.hops[0] <= self.hops[1] <= 2:
             raise InputError(f"hops={self.hops}; must be a range within 1..2")
-        _check_template(self.template)
+        check_template(self.template)
 
     def sample(self, seed: int, n: int) -> Sequence[Problem]:
         """`n` problems; hops and (if mixed) known and unseen facts alternate."""
@@ -181,20 +176,3 @@ class ChainRecall:
                 )
             )
         return problems
-
-    def prompt(self, problem: Problem, context: str) -> str:
-        """The prompt text; these problems have no context."""
-        return _prompt(problem, self.template)
-
-    def verify(self, problem: Problem, answer: str) -> float:
-        """1 if the answer after the answer tag (or the whole text without tags) is exact."""
-        return _verify(problem, answer, self.template)
-
-    @property
-    def delimiter(self) -> str:
-        """Ends a step: ";" in the reasoner's own notation."""
-        return ";" if self.template == "reasoner" else "\n\n"
-
-    def read(self, problem: Problem, completion: str) -> str | None:
-        """The answer after the last answer tag (or the last number without tags)."""
-        return _read(completion, self.template)
