@@ -10,10 +10,10 @@ What a verifier costs is counted in two ways. "Computed" counts each token that 
 once: sampled tokens are counted so, too. "Billed" counts everything that it was sent again with
 every pass, as an endpoint without a price for cached tokens would. Both are held to the target.
 
-Every target below was written before the first run. One thing was changed before it: the learned
-verifier was a fine-tuned network with a head where a step ends, which told right from wrong with an
-AUC of 0.87 only (0.77 on steps before which all is right); it now reads how expected each token was
-(see `outlay.testbeds.reasoner.prm_train`).
+Every target below was written before the first run. Two things were changed: before it, the learned
+verifier, a fine-tuned network with a head where a step ends that told right from wrong less well in
+a trial, became one that reads how expected each token was (`outlay.testbeds.reasoner.prm_train`);
+after it, the interval of a ratio that a few resamples do not reach, which was none at all.
 """
 
 from __future__ import annotations
