@@ -6,8 +6,8 @@ logistic head learns the labels from the features of `prm_reader`, by L-BFGS, to
 Weights are stored in half precision; what is measured is what is stored.
 
 The usual way is a head of two classes on the hidden state where a step ends, with the whole network
-fine-tuned. It was given up after a trial that no committed run repeats: what the network expected is
-known before a token, not after it, and is hard to learn again from labels alone.
+fine-tuned. It was given up after a trial that no committed run repeats: what the network expected
+is known before a token, not after it, and is hard to learn again from labels alone.
 
 Shapes: N steps of all samples, F features.
 """
