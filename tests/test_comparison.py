@@ -44,6 +44,8 @@ def facts(result: Comparison) -> list[Any]:
             entry.pop("seconds", None)
             entry.pop("branch", None)
         row["ledger"].pop("delivered")
+        row.pop("ttft")
+        row.pop("tbt")
         rows.append((row, outcome.texts))
     return rows
 
@@ -65,6 +67,26 @@ def test_every_cell_is_run_once_in_the_order_of_the_examples(tmp_path: Path) -> 
         "unlimited",
     }
     assert result.failures == []
+
+
+def test_points_lie_on_the_axis_asked_for_and_another_axis_is_the_same_run(tmp_path: Path) -> None:
+    plan = PLAN.model_copy(update={"n": 2, "axis": "kv_bytes"})
+    result = run(tmp_path, tiny_model(), plan)
+    for point in result.points("chainarith"):
+        assert point.cost == point.kv_bytes
+        assert point.cost is not None
+        assert point.cost > 0
+    again = run(tmp_path, RecordingModel(), plan.model_copy(update={"axis": "generated"}))
+    assert [p.cost for p in again.points("chainarith")] != [
+        p.cost for p in result.points("chainarith")
+    ]
+
+
+def test_an_axis_that_a_method_does_not_measure_is_refused_by_name(tmp_path: Path) -> None:
+    plan = PLAN.model_copy(update={"n": 2, "axis": "ttft"})
+    result = run(tmp_path, RecordingModel(), plan)
+    with pytest.raises(InputError, match="did not measure ttft"):
+        result.points("chainarith")
 
 
 def test_running_again_does_nothing_again(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlay.budget import Budget
+from outlay.cache.loop import CachedDecoder, FullCache
 from outlay.decode.plain import PlainDecoder
 from outlay.decode.thinking_budget import ThinkingBudget
-from outlay.errors import BudgetError, InputError
+from outlay.errors import BudgetError, CapabilityError, InputError
 from outlay.prompt.truncation import HeadTruncation, TailTruncation
 from outlay.stack import NOTHING, Stack
 
@@ -55,6 +56,8 @@ def test_impossible_stacks_are_refused() -> None:
         Stack.parse("head+")
     with pytest.raises(InputError, match="Solver decodes by itself; drop plain"):
         Stack(decode=PlainDecoder(), reason=Solver())
+    with pytest.raises(InputError, match="Solver decodes by itself; drop FullCache"):
+        Stack(cache=FullCache(), reason=Solver())
     assert Stack(reason=Solver()).label() == "Solver:tries" or Stack(reason=Solver()).label()
 
 
@@ -79,3 +82,23 @@ def test_any_other_budget_is_the_generations() -> None:
 def test_stacks_travel_between_processes() -> None:
     stack = Stack.parse("head+m1:max_think=2")
     assert pickle.loads(pickle.dumps(stack)) == stack  # noqa: S301 - our own bytes
+
+
+def test_a_decoder_runs_over_the_cache_method_where_it_can() -> None:
+    assert Stack().decoder() is None
+    assert Stack(decode=PlainDecoder()).decoder() == PlainDecoder()
+    assert Stack(cache=FullCache()).decoder() == CachedDecoder(FullCache())
+    with pytest.raises(CapabilityError, match="m1 keeps its own cache; drop FullCache"):
+        Stack(decode=ThinkingBudget(), cache=FullCache()).decoder()
+
+    @dataclass(frozen=True)
+    class Rider:
+        under: object = None
+
+        def generate(self, *args: object, **kwargs: object) -> None:
+            """Nothing."""
+
+        def over(self, cache: object) -> Rider:
+            return Rider(cache)
+
+    assert Stack(decode=Rider(), cache=FullCache()).decoder() == Rider(FullCache())

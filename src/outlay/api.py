@@ -41,8 +41,8 @@ def ask(
             budget's stage "prompt".
         sampling: temperature and so on; None is greedy, and 0.8 for a stack that reasons.
         raw: continue the text as it is, without a chat template.
-        on_text: called with each piece of the answer as it is produced (plain decoding streams;
-            other decoders call it once).
+        on_text: called with each piece of the answer as it is produced (plain decoding and cache
+            methods stream; other decoders call it once).
 
     Returns:
         The answer; its `ledger` holds every stage's bill.
@@ -80,16 +80,21 @@ def ask(
         if on_text is not None:
             on_text(answer.text)
         return answer
-    if chosen.decode is not None:
+    decoder = chosen.decoder()
+    if decoder is not None and not hasattr(decoder, "stream"):
         answer = cast(
-            Generation,
-            chosen.decode.generate(target, prompt, run_budget, sampling, account=account),
+            Generation, decoder.generate(target, prompt, run_budget, sampling, account=account)
         )
         if on_text is not None:
             on_text(answer.text)
         return answer
     generation = None
-    for chunk in target.stream(prompt, run_budget, sampling, account=account):
+    pieces = (
+        target.stream(prompt, run_budget, sampling, account=account)
+        if decoder is None
+        else decoder.stream(target, prompt, run_budget, sampling, account=account)
+    )
+    for chunk in pieces:
         if on_text is not None and chunk.text:
             on_text(chunk.text)
         generation = chunk.generation

@@ -38,6 +38,9 @@ class Plan(BaseModel):
             runs once, without a budget, as a reference.
         budgets: token limits; none runs every method once, limited by `max_tokens` alone.
         model: see `outlay.models.load`.
+        axis: cost axis of tables and pictures, see `outlay.records.Axis`; None takes "prompt" where
+            budgets count that, else "generated+forced". Cache methods move "kv_bytes", decoders
+            "seconds", predicted caches "ttft".
         counts: what the budgets count; None takes "prompt" if any method compresses, else
             "generated".
         n: examples.
@@ -59,6 +62,7 @@ class Plan(BaseModel):
     methods: tuple[str, ...] = Field(default=(NOTHING,), min_length=1)
     budgets: tuple[int, ...] = ()
     model: str = "embedded"
+    axis: Axis | None = None
     counts: Counts | None = None
     n: int = Field(default=20, ge=1)
     seed: int = 0
@@ -355,11 +359,14 @@ class _Job:
 
     def config(self) -> dict[str, Any]:
         """What decides the results; a change makes another run."""
-        return {**self.plan.model_dump(exclude={"about", "workers"}), "task": repr(self.task)}
+        return {
+            **self.plan.model_dump(exclude={"about", "axis", "workers"}),
+            "task": repr(self.task),
+        }
 
     def view(self) -> View:
         """How the task is shown."""
-        axis: Axis = "prompt" if self.counts == "prompt" else "generated+forced"
+        axis = self.plan.axis or ("prompt" if self.counts == "prompt" else "generated+forced")
         return View(self.task.metric, axis, self.task.higher_is_better, self.plan.about)
 
     def run(self, run: Run, progress: Progress) -> list[Failure]:

@@ -22,7 +22,7 @@ from outlay.evals.base import (
     continuations,
     pick,
 )
-from outlay.models.base import Account, Message, Model, Prompt, SamplingParams, Scorer
+from outlay.models.base import Account, Gauges, Message, Model, Prompt, SamplingParams, Scorer
 from outlay.records import Record
 from outlay.stack import Stack
 
@@ -66,12 +66,16 @@ def run_example(
     Raises:
         OutlayError: whatever a method raises for this example.
     """
-    for slot in ("vision", "cache"):
-        if getattr(stack, slot) is not None:
-            raise CapabilityError(
-                f"the slot {slot!r} cannot run on a text task yet; "
-                "use prompt, decode and reason methods"
-            )
+    if stack.vision is not None:
+        raise CapabilityError(
+            f"{task.name} has no images; drop {type(stack.vision).__name__}, "
+            "or choose a task that has some"
+        )
+    if stack.cache is not None and task.kind in ("likelihood", "choice"):
+        raise CapabilityError(
+            f"{task.name} scores given text and {type(stack.cache).__name__} generates; "
+            "choose a task whose answers are generated"
+        )
     prompt_budget, run_budget = stack.budgets(budget)
     method = label or stack.label()
     account = Account.open(run_budget, method=method)
@@ -89,6 +93,7 @@ def run_example(
     texts["prompt"] = prompt
     key = hashlib.blake2b(f"{seed}:{problem.id}".encode(), digest_size=4).digest()
     sampling = replace(sampling, seed=int.from_bytes(key, "big"))
+    gauges = Gauges()
     if task.kind == "episode":
         quality = _play(model, stack, task, problem, run_budget, sampling, account, texts)
     elif task.kind == "likelihood":
@@ -100,7 +105,7 @@ def run_example(
         texts["answer"] = answer
         quality = task.verify(problem, answer)
     else:
-        answer = _generate(
+        answer, gauges = _generate(
             model, stack, task, problem, prompt, run_budget, sampling, account, texts
         )
         quality = task.verify(problem, answer)
@@ -116,6 +121,9 @@ def run_example(
         seed=seed,
         quality=float(quality),
         ledger=account.ledger,
+        kv_bytes=gauges.kv_bytes,
+        ttft=gauges.ttft,
+        tbt=gauges.tbt,
     )
     return Outcome(record, texts, _marks(task, problem, texts))
 
@@ -142,7 +150,7 @@ def _play(
     if stack.prompt is not None or stack.reason is not None:
         other = type(stack.prompt or stack.reason).__name__
         raise CapabilityError(f"{task.name} writes many prompts by itself; drop {other}")
-    episode = task.play(model, problem, budget, sampling, decode=stack.decode, account=account)
+    episode = task.play(model, problem, budget, sampling, decode=stack.decoder(), account=account)
     del texts["prompt"]  # the first of many; the transcript has them all
     texts.update(episode.texts)
     return episode.quality
@@ -178,21 +186,23 @@ def _generate(
     sampling: SamplingParams,
     account: Account,
     texts: dict[str, str],
-) -> str:
+) -> tuple[str, Gauges]:
     prompt: Prompt = text
     if task.chat and model.takes_chat:
         prompt = [Message(role="user", content=text)]
     if stack.reason is not None:
-        return _solve(model, stack, task, problem, prompt, sampling, account, texts)
-    if stack.decode is None:
+        answer = _solve(model, stack, task, problem, prompt, sampling, account, texts)
+        return answer, Gauges()
+    decoder = stack.decoder()
+    if decoder is None:
         generation = model.generate(prompt, budget, sampling, account=account)
     else:
-        generation = stack.decode.generate(model, prompt, budget, sampling, account=account)
+        generation = decoder.generate(model, prompt, budget, sampling, account=account)
     if thinking := getattr(generation, "thinking", ""):
         texts["thinking"] = thinking
     texts["answer"] = generation.text
     texts["finish"] = generation.finish_reason
-    return generation.text
+    return generation.text, generation.gauges
 
 
 def _solve(

@@ -28,6 +28,9 @@ UNITS = {
     "flops": "FLOPs per example",
     "seconds": "seconds per example",
     "usd": "US dollars per example",
+    "kv_bytes": "peak bytes of keys and values per example",
+    "ttft": "seconds to the first token per example",
+    "tbt": "seconds between tokens per example",
 }
 
 

@@ -181,7 +181,7 @@ def _point(group: list[Record], found: Interval, axis: Axis, price: Prices | Non
         tbt=measured("tbt"),
         task=group[0].task,
         axis=axis,
-        cost=mean(lambda record: cost_of(record.ledger, axis, price)),
+        cost=mean(lambda record: record.cost(axis, price)),
         interval=found.method,
         kinds={kind: kind_mean(kind) for kind in KINDS},
         estimated=any(total.estimated for total in totals.values()),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from outlay.errors import InputError
-from outlay.records import Axis, Key, Prices, Record, cost_of, per_example, unique
+from outlay.records import Axis, Key, Prices, Record, per_example, unique
 from outlay.stats import check_level, first_crossing, percentiles, resample_means, sign_flip_p
 
 
@@ -228,6 +228,6 @@ def _tables(
     result = []
     for group in groups.values():
         quality = per_example(group)
-        cost = per_example(group, lambda r: cost_of(r.ledger, axis, price))
+        cost = per_example(group, lambda r: r.cost(axis, price))
         result.append({key: (quality[key], cost[key]) for key in quality})
     return result

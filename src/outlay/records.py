@@ -28,10 +28,14 @@ Axis = Literal[
     "flops",
     "seconds",
     "usd",
+    "kv_bytes",
+    "ttft",
+    "tbt",
 ]
 Prices = Price | Mapping[str, Price]
 Key = tuple[str, str, str]  # task, stack, budget label
 
+GAUGED = ("kv_bytes", "ttft", "tbt")  # read off a clock or a cache, not from the ledger
 KINDS = (
     "prompt_new",
     "prompt_cached",
@@ -91,6 +95,22 @@ class Record:
     def group(self) -> Key:
         """The point that this record belongs to."""
         return self.task, self.method_stack, self.budget.label()
+
+    def cost(self, axis: Axis, price: Prices | None = None) -> float:
+        """What this outcome cost on a named axis: `cost_of` its ledger, or a gauge's reading.
+
+        Raises:
+            InputError: as `cost_of`, or for a gauge that the method does not read.
+        """
+        if axis not in GAUGED:
+            return cost_of(self.ledger, axis, price)
+        value = getattr(self, axis)
+        if value is None:
+            raise InputError(
+                f"{self.method_stack} did not measure {axis} on {self.example}; "
+                "choose another axis, or leave this method out"
+            )
+        return float(value)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
@@ -158,8 +178,9 @@ def cost_of(ledger: Ledger, axis: Axis, price: Prices | None = None) -> float:
     Raises:
         InputError: for an unknown axis, or "usd" without a price for a role that was called.
     """
-    if axis not in get_args(Axis):
-        raise InputError(f"axis={axis!r}; choose one of {', '.join(get_args(Axis))}")
+    known = [name for name in get_args(Axis) if name not in GAUGED]
+    if axis not in known:
+        raise InputError(f"axis={axis!r}; choose one of {', '.join(known)}")
     if axis == "usd":
         return _usd(ledger, price)
     total = ledger.totals()

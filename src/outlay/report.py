@@ -21,7 +21,7 @@ from outlay.figure import UNITS, by_stack, short
 from outlay.frontier import Point, points
 from outlay.ledger import Totals
 from outlay.paired import verdicts
-from outlay.records import Axis, Key, Prices, Record, unique
+from outlay.records import GAUGED, Axis, Key, Prices, Record, unique
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -381,7 +381,7 @@ def rich_table(
     )
     table.add_column("method", overflow="fold", min_width=20)
     axis = found[0].axis
-    unit = axis if axis in ("flops", "seconds", "usd") else "tokens"
+    unit = axis if axis in ("flops", "seconds", "usd", *GAUGED) else "tokens"
     for name in (metric, f"{100 * confidence:g} % CI", "n", unit):
         table.add_column(name, justify="right", no_wrap=True)
     if flags is not None:

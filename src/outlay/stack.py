@@ -3,7 +3,7 @@
 Slots compose in the order in which a token lives: a prompt method shortens the context, a vision
 method the image, a cache method what is kept of both; a decoder produces the answer, or a reason
 method does so with many calls. A reason method decides itself how to decode, so it takes the place
-of a decoder.
+of a decoder and of a cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from outlay import registry
 from outlay.budget import Budget
-from outlay.errors import BudgetError, InputError
+from outlay.errors import BudgetError, CapabilityError, InputError
 from outlay.registry import SLOTS, Slot
 
 NOTHING = "full"
@@ -32,7 +32,7 @@ class Stack:
         reason: a solver.
 
     Raises:
-        InputError: if decode and reason are both given.
+        InputError: if a reason method comes with a decode or cache method.
     """
 
     prompt: Any = None
@@ -42,10 +42,11 @@ class Stack:
     reason: Any = None
 
     def __post_init__(self) -> None:
-        if self.decode is not None and self.reason is not None:
+        other = self.decode if self.decode is not None else self.cache
+        if other is not None and self.reason is not None:
             raise InputError(
                 f"{registry.label(self.reason)} decodes by itself; "
-                f"drop {registry.label(self.decode)} or the reason method"
+                f"drop {registry.label(other)} or the reason method"
             )
 
     @classmethod
@@ -81,6 +82,28 @@ class Stack:
         """The spec that makes this stack again, as far as a spec can say it."""
         chosen = [getattr(self, field.name) for field in fields(self)]
         return "+".join(registry.label(m) for m in chosen if m is not None) or NOTHING
+
+    def decoder(self) -> Any:
+        """What answers a prompt: the decode method, over the cache method where there is one.
+
+        None where the stack has neither, so that the model itself answers.
+
+        Raises:
+            CapabilityError: for a decoder that cannot run over a cache method.
+        """
+        if self.cache is None:
+            return self.decode
+        from outlay.cache.base import Over
+        from outlay.cache.loop import CachedDecoder
+
+        if self.decode is None:
+            return CachedDecoder(self.cache)
+        if not isinstance(self.decode, Over):
+            raise CapabilityError(
+                f"{registry.label(self.decode)} keeps its own cache; "
+                f"drop {registry.label(self.cache)}, or choose another decoder"
+            )
+        return self.decode.over(self.cache)
 
     @property
     def temperature(self) -> float:

@@ -43,6 +43,9 @@ def register(app: typer.Typer) -> None:
             list[int] | None, typer.Option(help="Token budget; give it several times.")
         ] = None,
         model: ModelSpec = "embedded",
+        axis: Annotated[
+            str | None, typer.Option(help="Cost axis: seconds, flops, kv_bytes, ttft, tbt, ...")
+        ] = None,
         counts: Counted = None,
         n: Examples = 20,
         seed: Seed = 0,
@@ -78,6 +81,7 @@ def register(app: typer.Typer) -> None:
                     "methods": tuple(method),
                     "budgets": tuple(budget),
                     "model": model,
+                    "axis": axis,
                     "counts": counts,
                     "n": n,
                     "seed": seed,

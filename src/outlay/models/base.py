@@ -320,6 +320,21 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Gauges:
+    """What a clock and the cache said about one call; None where it was not measured.
+
+    Args:
+        ttft: seconds from the call to its first token.
+        tbt: mean seconds between tokens.
+        kv_bytes: peak bytes of keys and values.
+    """
+
+    ttft: float | None = None
+    tbt: float | None = None
+    kv_bytes: float | None = None
+
+
+@dataclass(frozen=True)
 class Generation:
     """What one call produced."""
 
@@ -328,6 +343,7 @@ class Generation:
     finish_reason: Finish
     ledger: Ledger
     logprobs: tuple[float, ...] | None = None
+    gauges: Gauges = Gauges()
 
 
 @dataclass(frozen=True)

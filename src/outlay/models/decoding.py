@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from outlay.errors import InputError
-from outlay.models.base import Account, Branch, Finish, Hold, SamplingParams, Trail
+from outlay.models.base import Account, Branch, Finish, Gauges, Hold, SamplingParams, Trail
 from outlay.models.kv import Segment, columns, segment
 from outlay.models.sampling import StopMatcher, pick, stream
 from outlay.models.trail import Pace, Walk, walk_of
@@ -91,6 +91,8 @@ class Run:
         self.ceiling = ceiling  # a budget's own limit per child, on top of the account's
         self.children: list[list[Branch]] = []
         self._prefilled = 0.0
+        self._first: float | None = None  # when the first token was chosen, and the last one
+        self._last = 0.0
         self._matchers: dict[tuple[str, ...], StopMatcher] = {}
 
     def __iter__(self) -> Generator[list[_Row], None, None]:
@@ -125,6 +127,18 @@ class Run:
                     yield from self._decode(chunk, hold, self._pace(chunk, stack))
         finally:
             self._finish(rows, hold, time.perf_counter() - start)
+
+    def gauges(self, began: float, row_bytes: int) -> Gauges:
+        """Clock and cache of a run of one row: called at `began`, `row_bytes` a cached token."""
+        (child,) = self.children[0]
+        gaps = len(child.token_ids) - 1
+        if self._first is None:
+            return Gauges()
+        return Gauges(
+            ttft=self._first - began,
+            tbt=(self._last - self._first) / gaps if gaps > 0 else None,
+            kv_bytes=float(row_bytes * (len(child.path()) - 1)),
+        )
 
     def texts(self) -> Generator[str, None, None]:
         """Advance a run of one row, yielding its text as it becomes final.
@@ -188,6 +202,8 @@ class Run:
         slots = list(range(len(active)))  # cache row of each active row
         while True:
             self._step(active, logits_BV)
+            self._last = time.perf_counter()
+            self._first = self._first or self._last
             if hold.deadline is not None and time.monotonic() >= hold.deadline:
                 for row in active:
                     row.finish = row.finish or "budget"

@@ -117,6 +117,11 @@ class LocalModel:
         with torch.inference_mode():
             body = self.model.base_model if self._split else self.model
             self._layout = probe_layout(body, self.device, self.name)
+        self._row_bytes = sum(
+            (each.key_heads * each.key_dim + each.value_heads * each.value_dim)
+            * each.dtype.itemsize
+            for each in self._layout
+        )
         taken = inspect.signature(body.forward).parameters
         self._takes_positions = "position_ids" in taken  # ALiBi models count the mask instead
 
@@ -437,6 +442,7 @@ class LocalModel:
         ceiling = None
         if budget is not None and budget.counts != "prompt":
             ceiling = budget.tokens
+        began = time.perf_counter()
         root = self.open(prompt, account=account)
         run = decoding.Run(self, [root], sampling, 1, account, ceiling=ceiling)
         pieces = run.texts()
@@ -449,7 +455,14 @@ class LocalModel:
         account.ledger.deliver(child.ids())
         yield Chunk(
             "",
-            Generation(child.text, child.token_ids, child.finish, account.ledger, child.logprobs),
+            Generation(
+                child.text,
+                child.token_ids,
+                child.finish,
+                account.ledger,
+                child.logprobs,
+                run.gauges(began, self._row_bytes),
+            ),
         )
 
     # -- scoring --------------------------------------------------------------------------------
