@@ -13,7 +13,7 @@ import typer
 
 from outlay.errors import OutlayError
 
-COMMANDS = ("ask", "basir", "compare", "compress", "doctor", "eval", "methods", "models", "prove")
+COMMANDS = ("ask", "basir", "compare", "compress", "doctor", "eval", "methods", "models", "prove", "serve")
 
 app = typer.Typer(
     name="outlay",

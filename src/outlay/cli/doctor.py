@@ -26,7 +26,7 @@ EXTRAS = {
         "pyarrow",
         "gymnasium",
     ),
-    "serve": ("fastapi", "uvicorn"),
+    "serve": ("starlette", "uvicorn", "aiohttp", "sqlalchemy", "alembic", "orjson"),
     "train": ("datasets", "trl", "peft"),
 }
 

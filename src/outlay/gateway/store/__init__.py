@@ -1,0 +1,1 @@
+"""Where keys, budgets, reservations and the ledger live: SQLite or PostgreSQL."""
