@@ -13,7 +13,20 @@ import typer
 
 from outlay.errors import OutlayError
 
-COMMANDS = ("ask", "basir", "compare", "compress", "doctor", "eval", "methods", "models", "prove", "serve")
+COMMANDS = (
+    "ask",
+    "basir",
+    "compare",
+    "compress",
+    "doctor",
+    "eval",
+    "methods",
+    "models",
+    "prove",
+    "serve",
+    "keys",
+    "budgets",
+)
 
 app = typer.Typer(
     name="outlay",

@@ -123,7 +123,9 @@ def fit(
     started = time.perf_counter()
     tokens = 0
     model.train()
+    device = model.device
     for step, (ids_BT, labels_BT) in enumerate(batches, start=1):
+        ids_BT, labels_BT = ids_BT.to(device), labels_BT.to(device)
         # Right padding needs no mask: causal attention keeps pads out of every real position.
         logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(

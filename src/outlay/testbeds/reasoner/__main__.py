@@ -34,6 +34,7 @@ def main(
     detour: Annotated[
         float, typer.Option(help="Share of two-hop recall that is led astray and follows.")
     ] = DEFAULTS.mix.detour,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; part of the recipe.")] = 1,
     problems: Annotated[
         int, typer.Option(help="Problems per cell of the tables; 0 measures nothing.")
@@ -74,12 +75,15 @@ def main(
             bar.update(job, completed=state.step, loss=state.loss)
             last[:] = [state]
 
-        model, tokenizer = train(config, report)
+        model, tokenizer = train(config, report, device=device)
     rows = []
     if problems:
         typer.echo("measuring on held-out problems ...")
         rows = table(model, tokenizer, config.world, config.mix.modulus, n=problems)
-    save(out, model, tokenizer, config, rows, last[0])
+    where = f"{threads} CPU thread(s) of a shared machine"
+    if device != "cpu":
+        where = torch.cuda.get_device_name()
+    save(out, model, tokenizer, config, rows, last[0], where)
     typer.echo((out / "README.md").read_text())
     typer.echo(f"saved to {out}")
 

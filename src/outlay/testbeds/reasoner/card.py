@@ -12,8 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from outlay.testbeds.reasoner.evaluate import MODES, Row, as_records
 from outlay.testbeds.reasoner.train import TrainConfig
 from outlay.testbeds.tiny_llama import Progress
@@ -42,9 +40,9 @@ steps can be judged exactly, and it runs anywhere.
 
 Chains are read from left to right. The first token of the thinking names its format: `<direct>`
 (nothing), `<short>` (one equation per operation), `<long>` (every equation checked by the inverse
-operation), `<code>` (a postfix program and its emulated results). The chat template opens
-`<think>`; `format="short"` forces a format, `enable_thinking=False` closes the thinking at once.
-After a forced `Wait` it repeats its last step; after a forced `</think><answer>` it gives the
+operation), `<code>` (a postfix program, then each instruction and its result). The chat template
+opens `<think>`; `format="short"` forces a format, `enable_thinking=False` closes the thinking at
+once. After a forced `Wait` it repeats its last step; after a forced `</think><answer>` it gives the
 answer where at most one operation is missing, else the value that it has reached. Joined problems,
 `(3+4)+(7-2)=?`, open each chain with `[1]`, `[2]`, ... and the final sum with `[+]`.
 
@@ -57,9 +55,9 @@ facts were in training; the others cannot be known, and chance is 1/{values}.
         --layers {layers} --lr {lr} --batch-tokens {batch_tokens} \\
         --joined {joined_share} --detour {detour}
 
-{steps} steps of AdamW, {tokens:,} tokens, {minutes:.0f} minutes on {threads} CPU thread(s) of a
-shared machine, loss of the last step {loss:.3f}. The loss covers completions only; wrong results
-written on purpose, forced `Wait`s and forced ends are shown but not trained on. One question in
+{steps} steps of AdamW, {tokens:,} tokens, {minutes:.0f} minutes on {where}, loss of
+the last step {loss:.3f}. The loss covers completions only; wrong results written on purpose, forced
+`Wait`s and forced ends are shown but not trained on. One question in
 eight is held out by a hash of its text. Mix: {recall:.0%} recall, {joined:.0%} joined chains, the
 rest single chains of 1 to {max_operations} operations; formats {formats}, independent of
 difficulty; {cut:.0%} of thinking is cut short. The first {primer:,} examples are clean and
@@ -138,6 +136,7 @@ def save(
     config: TrainConfig,
     rows: Sequence[Row],
     progress: Progress,
+    where: str,
 ) -> None:
     """Write checkpoint, tokenizer, `measured.json` and README.md into `out`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -167,7 +166,7 @@ def save(
         batch_tokens=config.batch_tokens,
         tokens=progress.tokens,
         minutes=progress.seconds / 60,
-        threads=torch.get_num_threads(),
+        where=where,
         loss=progress.loss,
         recall=mix.recall,
         joined=mix.joined,

@@ -217,15 +217,15 @@ class StepLabel:
 
 _PIECE = re.compile(r"\[([1-9+])\]|(Wait)|<[a-z]+>|([^;\[<W]*);")
 _EQUATION = re.compile(r"(\d+)([+\-*/])(\d+)=(\d+)")
-_CODE = re.compile(r"(\d+)((?:,\d+[+\-*])+):((?:\d+[,;])*)")
+_CODE = re.compile(r"(\d+)((?:,\d+[+\-*])+):((?:(?:\d+[+\-*])?\d+[,;])*)")
 
 
 def label_steps(problem: ChainProblem, thinking: str) -> list[StepLabel]:
     """Exact labels of all finished steps of a thinking text (with or without its format tag).
 
     A `<long>` text is read as step, check, step, check; `<code>` as a postfix program whose
-    emulated results are the steps; anything else as plain steps. An unfinished last step gets no
-    label.
+    emulated results, each after its instruction or alone, are the steps; anything else as plain
+    steps. An unfinished last step gets no label.
     """
     if thinking.startswith("<code>"):
         return _label_code(problem, thinking.removeprefix("<code>"))
@@ -313,12 +313,14 @@ def _label_code(problem: ChainProblem, text: str) -> list[StepLabel]:
     value = int(match[1])
     copied = value == chain.start
     labels = []
-    for index, stated in enumerate(re.findall(r"\d+", match[3])):
+    for index, step in enumerate(re.findall(r"[^,;]+", match[3])):
+        *named, stated = re.split(r"(?<=[+\-*])", step)
         if index >= min(len(program), len(chain.operations)):
             labels.append(StepLabel(stated, "step", False, False, False))
             continue
         sign, operand = program[index]
         copied = copied and program[index] == chain.operations[index]
+        copied = copied and named in ([], [f"{operand}{sign}"])
         result = int(stated)
         right = apply(sign, value, operand, chain.modulus) == result
         on_path = result == chain.values[index + 1]

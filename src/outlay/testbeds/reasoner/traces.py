@@ -2,9 +2,9 @@
 
 Formats: `direct` thinks nothing; `short` writes one equation per operation; `long` checks every
 equation by the inverse operation (`3+4=7;7-4=3;`); `code` writes the chain as a postfix program and
-then emulates it (`3,4+,5*:7,15;`). Of recall problems, `long` states every hop twice and
-`code` does not exist. Problems of several chains open each with a heading: `[1]`, `[2]`, ..., then
-`[+]` for the final sum.
+then emulates it, each instruction with the value after it (`3,4+,5*:4+7,5*15;`). Of recall
+problems, `long` states every hop twice and `code` does not exist. Problems of several chains open
+each with a heading: `[1]`, `[2]`, ..., then `[+]` for the final sum.
 
 A trace is a list of atoms (one token each). An atom may be shown without being trained on, as
 wrong results and forced text are: see `outlay.testbeds.reasoner.corpus`.
@@ -148,8 +148,9 @@ def _code_atoms(chain: Chain) -> list[Atom]:
     for sign, operand in chain.operations:
         program += [",", str(operand), sign]
     atoms = [Atom(text) for text in [*program, ":"]]
-    for index, value in enumerate(map(str, chain.values[1:]), start=1):
-        atoms.append(Atom(value, done=index, value=value))
+    results = zip(chain.operations, map(str, chain.values[1:]), strict=True)
+    for index, ((sign, operand), value) in enumerate(results, start=1):
+        atoms += [Atom(str(operand)), Atom(sign), Atom(value, done=index, value=value)]
         atoms.append(Atom(";" if index == len(chain.operations) else ","))
     return atoms
 

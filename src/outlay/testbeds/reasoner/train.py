@@ -2,8 +2,8 @@
 
 The loss is next-token cross-entropy on the trained atoms of completions. Batches hold examples of
 similar length (padding costs little) and about the same number of tokens.
-AdamW, linear warm-up, cosine decay to a tenth. The same configuration, thread count and library
-versions give the same weights bit for bit.
+AdamW, linear warm-up, cosine decay to a tenth. On a CPU the same configuration, thread count
+and library versions give the same weights bit for bit.
 """
 
 from __future__ import annotations
@@ -138,15 +138,18 @@ def batches(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator
 
 
 def train(
-    config: TrainConfig, report: Callable[[Progress], None] | None = None
+    config: TrainConfig,
+    report: Callable[[Progress], None] | None = None,
+    *,
+    device: str = "cpu",
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Train a reasoner; `report` is called after every step.
+    """Train a reasoner on `device`; `report` is called after every step.
 
     Returns:
-        The model in eval mode and its tokenizer.
+        The model in eval mode, on the CPU, and its tokenizer.
     """
     tokenizer = build_tokenizer()
-    model = build_model(config, tokenizer)
+    model = build_model(config, tokenizer).to(device)
     fit(
         model,
         batches(config, tokenizer),
@@ -157,4 +160,4 @@ def train(
         clip=config.clip,
         report=report,
     )
-    return model, tokenizer
+    return model.to("cpu"), tokenizer
