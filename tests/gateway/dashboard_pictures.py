@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import tempfile
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import month
 from browsing import browser, log_in
+from PIL import Image
 from playwright.sync_api import Page
 from recording_upstream import upstream
 from servers import serving
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images" / "gateway"
+TALLEST = 1500
 SIZES = {390: 844, 1280: 800}
 KEPT = ("overview", "keys", "budgets", "requests", "frontier", "login")
 """What is committed; `all` takes the others too."""
@@ -40,7 +43,7 @@ def main(folder: Path, *, everything: bool) -> None:
 
                 def shoot(name: str, page: Page = page, end: str = f"{width}-{scheme}") -> None:
                     if everything or name in KEPT:
-                        page.screenshot(path=folder / f"{name}-{end}.png", full_page=True)
+                        _save(page.screenshot(full_page=True), folder / f"{name}-{end}.png")
 
                 page.goto(f"{gateway.url}/login")
                 shoot("login")
@@ -63,6 +66,13 @@ def main(folder: Path, *, everything: bool) -> None:
                 page.get_by_role("heading", name="Attempts").wait_for()
                 shoot("request")
                 context.close()
+
+
+def _save(picture: bytes, path: Path) -> None:
+    """The upper part, in 128 colours: a quarter of the bytes, and no difference to be seen."""
+    with Image.open(io.BytesIO(picture)) as image:
+        upper = image.convert("RGB").crop((0, 0, image.width, min(image.height, TALLEST)))
+        upper.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

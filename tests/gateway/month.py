@@ -175,7 +175,7 @@ def _budgets(
         {
             "name": "company, monthly",
             "unit": "nanousd",
-            "amount": _round(spent("nanousd", month / DAY) * 1.35),
+            "amount": _round(max(10**9, spent("nanousd", month / DAY) * 1.35)),
             "window": Window("month"),
         },
         {

@@ -16,16 +16,18 @@ from outlay.errors import OutlayError
 COMMANDS = (
     "ask",
     "basir",
+    "bench",
+    "budgets",
     "compare",
     "compress",
     "doctor",
     "eval",
+    "keys",
     "methods",
     "models",
     "prove",
     "serve",
-    "keys",
-    "budgets",
+    "stream",
 )
 
 app = typer.Typer(

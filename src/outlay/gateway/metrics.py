@@ -50,6 +50,18 @@ class Metrics:
             "outlay_reservations", "Reservations in flight", ["state"], registry=registry
         )
 
+        # A look-up of labels costs more than counting.
+        self._seen: dict[tuple[str, str, str], Counter] = {}
+        self._charged: dict[str, tuple[Counter, ...]] = {}
+
+    def request(self, endpoint: str, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        labels = (endpoint, route, str(status))
+        if labels not in self._seen:
+            self._seen[labels] = self.requests.labels(*labels)
+        self._seen[labels].inc()
+        self.seconds.labels(endpoint).observe(seconds)
+
     def charged(self, model: str, charge: Charge, grant: Grant) -> None:
         """Count a settlement."""
         if charge.full:
@@ -57,6 +69,9 @@ class Metrics:
             self.tokens.labels(model, "unknown").inc(grant.tokens)
             self.nanousd.labels(model).inc(grant.nanousd)
             return
-        self.tokens.labels(model, "prompt").inc(charge.prompt)
-        self.tokens.labels(model, "output").inc(charge.output)
-        self.nanousd.labels(model).inc(charge.nanousd)
+        if model not in self._charged:
+            kinds = [self.tokens.labels(model, kind) for kind in ("prompt", "output")]
+            self._charged[model] = (*kinds, self.nanousd.labels(model))
+        used = (charge.prompt, charge.output, charge.nanousd)
+        for counter, number in zip(self._charged[model], used, strict=True):
+            counter.inc(number)

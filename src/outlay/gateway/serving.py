@@ -12,8 +12,9 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
@@ -25,7 +26,7 @@ from outlay.gateway.metrics import Metrics
 from outlay.gateway.money import dollars
 from outlay.gateway.problems import RequestError, error_body, invalid, upstream_failed
 from outlay.gateway.store.admin import same, split
-from outlay.gateway.store.batch import Outcome, Stored
+from outlay.gateway.store.batch import Outcome, Release, Settle, Stored
 from outlay.gateway.store.books import Ask, Charge, Grant, Key, Left, Refusal
 from outlay.gateway.store.store import Store, StoreError
 from outlay.gateway.upstream import Broken, NotSent, Reply, Server
@@ -91,20 +92,22 @@ class Gateway:
             )
         return key
 
-    def finish(self, work: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
-        """Run to the end whatever happens to the caller."""
-        task = asyncio.create_task(work)
-        self.closing.add(task)
-        task.add_done_callback(self.closing.discard)
-        return asyncio.shield(task)
+    async def persist(self, closing: Settle | Release) -> Any:
+        """Close a reservation whatever happens to the caller.
 
-    async def persist(self, close: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Close a reservation; while the database fails, in the background, again and again."""
-        try:
-            return await close()
-        except StoreError:
-            self.metrics.store_errors.inc()
-            log.error("the database failed while settling; trying again in the background")
+        While the database fails it is tried again and again in the background.
+        """
+        future = self.store.submit(closing)
+        future.add_done_callback(partial(self._persisted, closing))
+        with contextlib.suppress(StoreError):
+            return await asyncio.shield(future)
+        return None
+
+    def _persisted(self, closing: Settle | Release, done: asyncio.Future[Any]) -> None:
+        if done.cancelled() or done.exception() is None:
+            return
+        self.metrics.store_errors.inc()
+        log.error("the database failed while settling; trying again in the background")
 
         async def again() -> None:
             wait = 0.5
@@ -112,13 +115,12 @@ class Gateway:
                 await asyncio.sleep(wait)
                 wait = min(30.0, wait * 2)
                 with contextlib.suppress(StoreError):
-                    await close()
+                    await self.store.submit(closing)
                     return
 
         task = asyncio.create_task(again())
         self.closing.add(task)
         task.add_done_callback(self.closing.discard)
-        return None
 
 
 @dataclass
@@ -162,7 +164,8 @@ class Exchange:
         self.began = time.perf_counter()
         self.ttft: float | None = None
         self.status = 0
-        self.started = False
+        self.started = self.over = False
+        self.stopped = ""
         self.model = self.route = self.upstream = ""
         self.kept: bytearray | None = None
         self.left: tuple[Left, ...] = ()
@@ -218,34 +221,37 @@ class Exchange:
             idempotency=idempotency,
             fingerprint=wanted.fingerprint,
         )
-        work = asyncio.ensure_future(self._attempts(ask, wanted, table))
-        gone = asyncio.ensure_future(self._gone())
+        task = asyncio.current_task()
+        assert task is not None
+        watch = asyncio.create_task(self._gone(task))
+        timer = asyncio.get_running_loop().call_later(
+            config.server.timeout, self._stop, task, "timeout"
+        )
         try:
-            await asyncio.wait(
-                {work, gone},
-                timeout=config.server.timeout,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if not work.done():
-                work.cancel()
-                timed_out = not gone.done()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await work
-                if timed_out:
-                    raise RequestError(
-                        504, "the request took too long", "api_error", "request_timeout"
-                    )
-                self.status = self.status or 499
-            else:
-                work.result()
+            await self._attempts(ask, wanted, table)
+        except asyncio.CancelledError:
+            if not self.stopped or task.uncancel():
+                raise  # the server stops
+            if self.stopped == "timeout":
+                raise RequestError(
+                    504, "the request took too long", "api_error", "request_timeout"
+                ) from None
+            self.status = self.status or 499
         finally:
-            gone.cancel()
-            if not work.done():
-                work.cancel()
+            self.over = True
+            timer.cancel()
+            watch.cancel()
 
-    async def _gone(self) -> None:
+    async def _gone(self, task: asyncio.Task[Any]) -> None:
         while (await self.receive())["type"] != "http.disconnect":
             pass
+        self._stop(task, "disconnect")
+
+    def _stop(self, task: asyncio.Task[Any], why: str) -> None:
+        """Cancel the request, once, while it is served."""
+        if not self.over and not self.stopped:
+            self.stopped = why
+            task.cancel()
 
     async def _attempts(self, ask: Ask, wanted: Wanted, table: ModelTable) -> None:
         server = self.gateway.servers[table.upstream]
@@ -287,7 +293,7 @@ class Exchange:
         if free:
             await slot.acquire()  # does not wait
         try:
-            admitted = await self.gateway.finish(self._admitted(ask))
+            admitted = await store.admit(ask)
         except BaseException:
             if free:
                 slot.release()
@@ -317,9 +323,6 @@ class Exchange:
         finally:
             if free:
                 slot.release()
-
-    async def _admitted(self, ask: Ask) -> Grant | Refusal | Stored:
-        return await self.gateway.store.admit(ask)
 
     async def _replay(self, stored: Stored) -> None:
         if not stored.same:
@@ -526,9 +529,9 @@ class Exchange:
     def observe(self) -> None:
         """Count the request."""
         seconds = time.perf_counter() - self.began
-        metrics = self.gateway.metrics
-        metrics.requests.labels(self.endpoint, self.route, str(self.status or 499)).inc()
-        metrics.seconds.labels(self.endpoint).observe(seconds)
+        self.gateway.metrics.request(self.endpoint, self.route, self.status or 499, seconds)
+        if not log.isEnabledFor(logging.INFO):
+            return
         log.info(
             "request",
             extra={
@@ -618,11 +621,7 @@ class _Closer:
         outcome = self._outcome(status, media)
         if outcome is None and self.exchange.kept is not None:
             outcome = Outcome(502, _JSON, b"")  # charged, and not to be repeated
-
-        async def close() -> Any:
-            return await gateway.store.settle(self.grant.id, charge, outcome)
-
-        settled = await gateway.finish(gateway.persist(close))
+        settled = await gateway.persist(Settle(self.grant.id, charge, outcome))
         gateway.metrics.charged(self.wanted.model, charge, self.grant)
         if settled is not None and settled.overrun:
             gateway.metrics.overruns.labels(self.exchange.upstream).inc()
@@ -634,12 +633,7 @@ class _Closer:
         if self.closed:
             return
         self.closed = True
-        gateway = self.exchange.gateway
-
-        async def close() -> Any:
-            return await gateway.store.release(self.grant.id, status, note)
-
-        await gateway.finish(gateway.persist(close))
+        await self.exchange.gateway.persist(Release(self.grant.id, status, note))
 
     async def abandon(self, error: BaseException) -> None:
         """Whatever was not closed on the way: in full if it was sent."""

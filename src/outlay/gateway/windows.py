@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import zoneinfo
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 from outlay.errors import InputError
@@ -61,6 +62,7 @@ class Window:
         """Seconds of a bucket of a rolling window."""
         return -(-self.seconds // _GRAINS)
 
+    @lru_cache(maxsize=4096)  # noqa: B019 - a batch of requests asks for one instant again and again
     def bucket(self, now: float) -> int:
         """The bucket of an admission at `now`."""
         if self.kind == "total":
@@ -69,6 +71,7 @@ class Window:
             return int(now // self.grain) * self.grain
         return int(self._start(now).timestamp())
 
+    @lru_cache(maxsize=4096)  # noqa: B019
     def since(self, now: float) -> int:
         """The oldest bucket that still counts at `now`."""
         if self.kind == "rolling":
@@ -76,6 +79,7 @@ class Window:
             return -(-oldest // self.grain) * self.grain
         return self.bucket(now)
 
+    @lru_cache(maxsize=4096)  # noqa: B019
     def renews(self, now: float, oldest: int | None = None) -> float | None:
         """When spending is next forgotten; None for never.
 

@@ -54,11 +54,14 @@ def ceiling(value: int) -> int:
 
 
 def largest(totals: Mapping[str, int], most: int = COLOURS) -> tuple[str, ...]:
-    """The names with the largest totals; the last is `OTHER` where some were left out."""
-    ranked = sorted(totals, key=lambda name: (-totals[name], name))
-    if len(ranked) <= most:
-        return tuple(ranked)
-    return (*[name for name in ranked if name != OTHER][: most - 1], OTHER)
+    """The names with the largest totals; the last is `OTHER` where some were left out.
+
+    In the order of the alphabet, so that colours stay where ranks change.
+    """
+    if len(totals) <= most:
+        return tuple(sorted(totals))
+    ranked = sorted(totals.keys() - {OTHER}, key=lambda name: (-totals[name], name))
+    return (*sorted(ranked[: most - 1]), OTHER)
 
 
 def stacked(

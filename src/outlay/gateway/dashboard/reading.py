@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -23,7 +24,7 @@ _Answer = TypeVar("_Answer")
 
 
 class Reader:
-    """Runs functions in read-only transactions, each in a thread; at most four at a time.
+    """Runs functions in read-only transactions, on four threads of its own.
 
     Args:
         store: whose database is read.
@@ -31,7 +32,7 @@ class Reader:
 
     def __init__(self, store: Store) -> None:
         self._engine = _engine(store.engine)
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._pool = ThreadPoolExecutor(_AT_ONCE, "outlay-dashboard")
 
     async def run(self, work: Callable[[Connection, float], _Answer]) -> _Answer:
         """`work(connection, now)`, with the database's time.
@@ -39,8 +40,7 @@ class Reader:
         Raises:
             StoreError: if the database does not answer.
         """
-        async with self._turns:
-            return await asyncio.to_thread(self._run, work)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._run, work)
 
     def _run(self, work: Callable[[Connection, float], _Answer]) -> _Answer:
         try:

@@ -6,12 +6,12 @@ budget's lock is alone with its counters. SQLite has one writer at a time and ne
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import orjson
 from sqlalchemy import (
     Connection,
     and_,
@@ -143,6 +143,7 @@ class Batch:
     counters: Counters = field(default_factory=Counters)
     stored: set[tuple[str, int]] = field(default_factory=set)
     rows: dict[str, Any] = field(default_factory=dict)
+    lines: dict[str, tuple[Line, ...]] = field(default_factory=dict)
     opened: list[dict[str, Any]] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     entries: list[dict[str, Any]] = field(default_factory=list)
@@ -190,14 +191,15 @@ class Batch:
         if not is_sqlite(self.connection):
             query = query.with_for_update()
         self.rows = {row.id: row for row in self.connection.execute(query)}
+        self.lines = {identity: lines_of(row.lines) for identity, row in self.rows.items()}
 
     def _lock_budgets(self, groups: Iterable[Sequence[BudgetRow]]) -> None:
         since: dict[str, int] = {}
         for group in groups:
             for budget in group:
                 since[budget.id] = budget.window.since(self.at)
-        for row in self.rows.values():
-            for line in lines_of(row.lines):
+        for lines in self.lines.values():
+            for line in lines:
                 budget_row = self.known.budgets.get(line.budget)
                 start = line.bucket if budget_row is None else budget_row.window.since(self.at)
                 since[line.budget] = min(since.get(line.budget, start), start, line.bucket)
@@ -233,7 +235,8 @@ class Batch:
             return Refusal("revoked", reason="the key was revoked or has expired")
         if reason := self.known.suspended.get((ask.upstream, ask.model)):
             return Refusal("suspended", reason=reason)
-        ask = replace(ask, key=key)
+        if key is not ask.key:
+            ask = replace(ask, key=key)
         budgets = [self.known.budgets[b.id] for b in before if b.id in self.known.budgets]
         if ask.idempotency and ask.attempt == 1:
             stored = self._claim(ask, operation.keep)
@@ -262,7 +265,7 @@ class Batch:
             "prompt": ask.prompt,
             "output": ask.choices * grant.output,
             "nanousd": grant.nanousd,
-            "lines": json.dumps([[x.budget, x.bucket, x.unit, x.amount] for x in grant.lines]),
+            "lines": orjson.dumps([list(line) for line in grant.lines]).decode(),
             "idempotency": ask.idempotency or None,
         }
         self.opened.append(row)
@@ -381,12 +384,12 @@ class Batch:
         return Settled(charge.tokens, charge.nanousd, self._left(row), overrun=over)
 
     def _left(self, row: Any) -> tuple[Left, ...]:
-        ids = {line.budget for line in lines_of(row.lines)}
+        ids = {line.budget for line in self.lines[row.id]}
         rows = (self.known.budgets.get(each) for each in sorted(ids))
         return tuple(self.counters.left(b, self.at) for b in rows if b is not None)
 
     def _close(self, row: Any, kind: str, tokens: int, nanousd: int, charge: Charge) -> None:
-        settle(lines_of(row.lines), tokens, nanousd, self.counters)
+        settle(self.lines[row.id], tokens, nanousd, self.counters)
         self.closed.append(row.id)
         self.entries.append(entry(row, kind, self.at, charge, nanousd))
 
@@ -459,7 +462,7 @@ _MOVE = (
 
 def lines_of(text: str) -> tuple[Line, ...]:
     """The lines of a reservation's row."""
-    return tuple(Line(*each) for each in json.loads(text))
+    return tuple(Line(*each) for each in orjson.loads(text))
 
 
 def entry(row: Any, kind: str, at: float, charge: Charge, nanousd: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from outlay.gateway.money import Price
 from outlay.gateway.windows import Window
@@ -133,8 +133,7 @@ class Ask:
         return most if most is None or most < 0 else most // self.choices
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """What one budget holds for a reservation."""
 
     budget: str

@@ -78,6 +78,7 @@ class Store:
         self.batches = self.operations = 0
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._doubtful: list[str] = []  # admissions whose commit may have happened unseen
+        self._unwanted: queue.SimpleQueue[str] = queue.SimpleQueue()  # whose caller had gone
         self._thread = threading.Thread(target=self._work, name="outlay-store", daemon=True)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -105,45 +106,48 @@ class Store:
     async def _every(self, seconds: float, operation: Operation) -> None:
         while True:
             with contextlib.suppress(StoreError):
-                await self._do(operation)
+                await self.submit(operation)
             await asyncio.sleep(seconds)
 
     # -- operations -----------------------------------------------------------------------------
 
     async def admit(self, ask: Ask) -> Grant | Refusal | Stored:
-        """Reserve the worst case of an attempt, or say why not."""
+        """Reserve the worst case of an attempt, or say why not.
+
+        If the caller is cancelled meanwhile, what was reserved is released.
+        """
         return cast(
             "Grant | Refusal | Stored",
-            await self._do(Admit(ask, self.worker, self.lease, self.keep)),
+            await self.submit(Admit(ask, self.worker, self.lease, self.keep)),
         )
 
     async def send(self, reservation: str) -> bool:
         """Note that a held reservation goes upstream; False if it is gone."""
-        return bool(await self._do(Send(reservation)))
+        return bool(await self.submit(Send(reservation)))
 
     async def settle(
         self, reservation: str, charge: Charge, outcome: Outcome | None = None
     ) -> Settled:
         """Close a reservation with what was used."""
-        return cast(Settled, await self._do(Settle(reservation, charge, outcome)))
+        return cast(Settled, await self.submit(Settle(reservation, charge, outcome)))
 
     async def release(
         self, reservation: str, status: int = 0, note: str = "", outcome: Outcome | None = None
     ) -> bool:
         """Close a reservation that cost nothing; False if it is gone."""
-        return bool(await self._do(Release(reservation, status, note, outcome)))
+        return bool(await self.submit(Release(reservation, status, note, outcome)))
 
     async def sweep(self) -> tuple[int, int]:
         """Close what dead workers left; numbers of unknown and released."""
-        return cast("tuple[int, int]", await self._do(Sweep()))
+        return cast("tuple[int, int]", await self.submit(Sweep()))
 
     async def call(self, run: Callable[[Connection, float], _Answer]) -> _Answer:
         """Run a function in a transaction of the store's thread."""
-        return cast(_Answer, await self._do(Call(run)))
+        return cast(_Answer, await self.submit(Call(run)))
 
     async def refresh(self) -> None:
         """Read the catalogue if it has moved."""
-        await self._do(Call(lambda connection, now: None))
+        await self.submit(Call(_nothing))
 
     def key(self, identity: str) -> Key | None:
         """A key of the catalogue in memory."""
@@ -151,11 +155,12 @@ class Store:
 
     # -- the thread -----------------------------------------------------------------------------
 
-    async def _do(self, operation: Operation) -> Any:
+    def submit(self, operation: Operation) -> asyncio.Future[Any]:
+        """Queue an operation: it is done even if nobody waits for its result."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._queue.put(_Waiting(operation, loop, future))
-        return await future
+        return future
 
     def _work(self) -> None:
         connection: Connection | None = None
@@ -177,16 +182,16 @@ class Store:
                 if len(waiting) > 1:
                     self._one_by_one(waiting)
                 else:
-                    _resolve(waiting, [_failed(error)])
+                    self._resolve(waiting, [_failed(error)])
             except OutlayError as error:  # from a `Call`: its own transaction is undone with it
                 assert connection is not None
                 connection.rollback()
                 if len(waiting) == 1:
-                    _resolve(waiting, [error])
+                    self._resolve(waiting, [error])
                 else:
                     self._one_by_one(waiting)
             else:
-                _resolve(waiting, results)
+                self._resolve(waiting, results)
         if connection is not None:
             connection.close()
 
@@ -207,6 +212,9 @@ class Store:
         return waiting
 
     def _transact(self, connection: Connection, operations: Sequence[Operation]) -> list[Any]:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._doubtful.append(self._unwanted.get_nowait())
         doubtful = [
             Release(each, note="its admission was not acknowledged") for each in self._doubtful
         ]
@@ -227,7 +235,7 @@ class Store:
             except SQLAlchemyError as error:  # the database is gone: no use asking again
                 rest = waiting[at:]
                 self._doubt(rest)
-                _resolve(rest, [_failed(error)] * len(rest))
+                self._resolve(rest, [_failed(error)] * len(rest))
                 return
             result: Any
             try:
@@ -240,7 +248,7 @@ class Store:
             finally:
                 with contextlib.suppress(SQLAlchemyError):
                     connection.close()
-            _resolve([each], [result])
+            self._resolve([each], [result])
 
     def _doubt(self, waiting: Sequence[_Waiting]) -> None:
         """A commit whose answer was lost may have happened: those admissions are taken back."""
@@ -248,26 +256,30 @@ class Store:
             each.operation.ask.id for each in waiting if isinstance(each.operation, Admit)
         ]
 
+    def _resolve(self, waiting: Sequence[_Waiting], results: Sequence[Any]) -> None:
+        """Hand results over, one wake-up a loop."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+        for each, result in zip(waiting, results, strict=True):
+            by_loop.setdefault(each.loop, []).append((each.future, result))
+        for loop, pairs in by_loop.items():
+            with contextlib.suppress(RuntimeError):  # its loop has closed: nobody waits
+                loop.call_soon_threadsafe(self._hand_over, pairs)
+
+    def _hand_over(self, pairs: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+        for future, result in pairs:
+            if future.done():
+                if isinstance(result, Grant):
+                    self._unwanted.put(result.id)
+                    self.submit(Call(_nothing)).add_done_callback(asyncio.Future.exception)
+            elif isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+
+def _nothing(connection: Connection, now: float) -> None:
+    """Wakes the thread."""
+
 
 def _failed(error: SQLAlchemyError) -> StoreError:
     return StoreError(f"the database failed ({type(error).__name__}); try again later")
-
-
-def _resolve(waiting: Sequence[_Waiting], results: Sequence[Any]) -> None:
-    """Hand results over, one wake-up a loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
-    for each, result in zip(waiting, results, strict=True):
-        by_loop.setdefault(each.loop, []).append((each.future, result))
-    for loop, pairs in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # its loop has closed: nobody waits
-            loop.call_soon_threadsafe(_hand_over, pairs)
-
-
-def _hand_over(pairs: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
-    for future, result in pairs:
-        if future.done():
-            continue
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
