@@ -11,13 +11,18 @@ against which gains are measured knows every input's family and its mean accurac
 that can be known from an input, since within a family only the draw decides. An oracle that sees
 the drawn outcomes themselves is reported beside it.
 
+Three controllers are trained: one that predicts the number, one that predicts accuracies, and an
+encoder-decoder that reads the question's characters and writes the number, as the paper's does. Two
+further parts are in modules of their own: another generalist (`dynaicl_transfer`), and a real
+language model on real text, with unseen tasks (`dynaicl_real`).
+
 Every target below was written before the first run. Changes that were tried after it are reported
 without targets, see `dynaicl_changes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -26,7 +31,6 @@ from typing import Any
 
 import numpy as np
 
-from outlay.figure import MARKERS, PALETTE
 from outlay.frontier import points
 from outlay.prompt.dynaicl.config import Training
 from outlay.prompt.dynaicl.method import DynaICL
@@ -35,11 +39,14 @@ from outlay.prompt.dynaicl.stream import Stream
 from outlay.prompt.dynaicl.table import Table
 from outlay.proofs.base import Check, Progress, ProofResult, Scale, silent
 from outlay.proofs.dynaicl_changes import changed
+from outlay.proofs.dynaicl_page import drawer, mean_of, methods_data
+from outlay.proofs.dynaicl_real import SIZE, real_checks, smollm
 from outlay.proofs.dynaicl_runs import (
     GUESSES,
     LUCKY,
     ORACLE,
     PROPORTIONAL,
+    SEQ2SEQ,
     SHUFFLED,
     TRAINING,
     UNIFORM,
@@ -53,11 +60,13 @@ from outlay.proofs.dynaicl_runs import (
     costs_of,
     gain_share,
     gap,
+    in_proportion,
     make_world,
     needed_by_family,
     records,
     run_split,
 )
+from outlay.proofs.dynaicl_transfer import other_generalist, swapped
 from outlay.stats import mean_interval
 from outlay.testbeds.icl.answers import Answerer
 from outlay.testbeds.icl.store import load
@@ -74,23 +83,26 @@ FLOOR = 0.85  # accuracy to reach
 STREAM = 0.05  # relative distance of a stream's mean cost from its budget
 LAMBDAS = (0.0, 0.1, 0.3, 1.0, 3.0)
 RL_EPOCHS = 30  # of the sweep over lambda
+PRICED = (0.0, 1.0, 3.0)  # the lambdas of the encoder-decoder, whose training takes longer
+HEADS = (PROPORTIONAL, UTILITY, SEQ2SEQ)
 MIDDLE = 2  # the mean at which baselines, savings and leaks are judged
 
 
 @dataclass(frozen=True)
 class Size:
-    """Inputs with labels for training and testing, draws, and seeds."""
+    """Inputs with labels for training and testing, draws, seeds, epochs of the encoder-decoder."""
 
     train: int
     test: int
     n_s: int
     seeds: int
+    epochs: int = TRAINING.epochs
 
 
 SIZES: Mapping[Scale, Size] = {
-    "ci": Size(150, 120, 2, 1),
-    "laptop": Size(600, 500, 4, 3),
-    "gpu": Size(4000, 4000, 8, 5),
+    "ci": Size(150, 120, 2, 1, epochs=20),
+    "laptop": Size(600, 500, 4, 3, epochs=30),
+    "gpu": Size(4000, 4000, 8, 5, epochs=30),
 }
 Outcomes = dict[int, dict[str, list[Outcome]]]
 
@@ -111,8 +123,10 @@ def run(
     result = ProofResult("dynaicl", scale, seeds)
     ask = Answerer(load()[0])
     place = None if folder is None else Path(folder)
+    writer = replace(TRAINING, epochs=size.epochs)
     worlds = [
-        make_world(ask, each, size.train, size.test, size.n_s, progress, place) for each in seeds
+        make_world(ask, each, size.train, size.test, size.n_s, progress, place, writer)
+        for each in seeds
     ]
     outcomes: Outcomes = {}
     for mean_k in MEANS:
@@ -126,19 +140,30 @@ def run(
     checks += _gains(outcomes)
     checks += _savings(outcomes, curve)
     progress("lambda, leaks, floors, streams")
-    checks.append(_prices(worlds))
+    checks.append(_prices(worlds, PROPORTIONAL, LAMBDAS))
     checks += _leaks(worlds, outcomes)
     checks += _rivals(worlds, outcomes)
     checks.append(_floor(worlds, curve))
     checks.append(_stream(worlds))
     checks.append(_budgets(outcomes))
     checks.append(_controller(worlds, outcomes, curve))
+    real: dict[str, Any] | None = None
     if scale != "ci":
         progress("changes after the first run")
         checks += changed(worlds, outcomes, partial(_floor_figures, worlds))
+        progress("the encoder-decoder's lambda")
+        checks.append(_prices(worlds[:1], SEQ2SEQ, PRICED))
+        checks.append(_written(worlds, outcomes))
+        progress("another generalist: training")
+        checks += swapped(worlds[0], other_generalist(), MIDDLE, progress)
+        told, real = real_checks(smollm(), SIZE, seed, progress, place)
+        checks += told
     result.points = points(records(worlds, outcomes), axis="prompt", seed=seed)
-    result.data = {"families": families, "uniform": curve, "methods": _data(outcomes)}
-    result.draw = _drawer(families, curve, outcomes)
+    rows = methods_data(outcomes)
+    result.data = {"families": families, "uniform": curve, "methods": rows}
+    if real is not None:
+        result.data["real"] = real
+    result.draw = drawer(families, curve, rows, real)
     return result.finish()
 
 
@@ -147,10 +172,6 @@ def _uniform_curve(worlds: Sequence[World]) -> dict[str, list[float]]:
     acc_K = np.mean([world.test.accuracy_NK.mean(axis=0) for world in worlds], axis=0)
     tokens_K = np.mean([world.test.costs_NK.mean(axis=0) for world in worlds], axis=0)
     return {"tokens": [float(t) for t in tokens_K], "accuracy": [float(a) for a in acc_K]}
-
-
-def _mean(outcomes: Sequence[Outcome], name: str) -> float:
-    return float(np.mean([getattr(outcome, name) for outcome in outcomes]))
 
 
 # -- claims ---------------------------------------------------------------------------------------
@@ -177,7 +198,7 @@ def _needs(families: Mapping[str, Mapping[str, Any]]) -> list[Check]:
 
 def _gains(outcomes: Outcomes) -> list[Check]:
     checks = []
-    for name in (PROPORTIONAL, UTILITY):
+    for name in HEADS:
         for mean_k in MEANS:
             by = outcomes[mean_k]
             gain, ci = gap(by[name], by[UNIFORM])
@@ -188,8 +209,8 @@ def _gains(outcomes: Outcomes) -> list[Check]:
                     gain,
                     gain >= GAIN,
                     ci,
-                    f"{_mean(by[name], 'accuracy'):.3f} against "
-                    f"{_mean(by[UNIFORM], 'accuracy'):.3f}; target: {GAIN}",
+                    f"{mean_of(by[name], 'accuracy'):.3f} against "
+                    f"{mean_of(by[UNIFORM], 'accuracy'):.3f}; target: {GAIN}",
                 )
             )
             share, share_ci = gain_share(by[name], by[UNIFORM], by[ORACLE])
@@ -210,14 +231,12 @@ def _gains(outcomes: Outcomes) -> list[Check]:
 
 def _savings(outcomes: Outcomes, curve: Mapping[str, Sequence[float]]) -> list[Check]:
     checks = []
-    for name in (PROPORTIONAL, UTILITY):
+    for name in HEADS:
         shares = {}
         for mean_k in MEANS:
             mine = outcomes[mean_k][name]
-            made = saving(
-                _mean(mine, "tokens"), _mean(mine, "accuracy"), curve["tokens"], curve["accuracy"]
-            )
-            shares[mean_k] = made.normalised
+            spent, reached = mean_of(mine, "tokens"), mean_of(mine, "accuracy")
+            shares[mean_k] = saving(spent, reached, curve["tokens"], curve["accuracy"]).normalised
         shown = ", ".join(
             f"mean k={k}: " + ("uniform never gets there" if s is None else f"{s:.2f}")
             for k, s in shares.items()
@@ -236,29 +255,47 @@ def _savings(outcomes: Outcomes, curve: Mapping[str, Sequence[float]]) -> list[C
     return checks
 
 
-def _prices(worlds: Sequence[World]) -> Check:
+def _prices(worlds: Sequence[World], name: str, lambdas: Sequence[float]) -> Check:
     """Stage 2: a dearer demonstration, a smaller mean number."""
     means = []
-    for lam in LAMBDAS:
+    for lam in lambdas:
         each = []
         for world in worlds:
-            training = replace(TRAINING, rl_epochs=RL_EPOCHS)
-            method = replace(
-                world.methods[PROPORTIONAL], lam=lam, training=training, fitted=None
-            ).fit(world.train)
+            training = replace(world.methods[name].training, rl_epochs=RL_EPOCHS)
+            method = replace(world.methods[name], lam=lam, training=training, fitted=None).fit(
+                world.train
+            )
             policy_NK = method.predict(world.test.inputs).policy_NK
             each.append(float((policy_NK @ np.arange(world.test.K + 1)).mean()))
         means.append(float(np.mean(each)))
     falls = all(a > b for a, b in pairwise(means))
     return Check(
-        "a larger lambda lowers the policy's mean number of demonstrations",
+        f"{name}: a larger lambda lowers the policy's mean number of demonstrations",
         "the reward trades accuracy against k",
         means[-1] - means[0],
         falls,
         None,
         "mean k at lambda "
-        + ", ".join(f"{lam}: {mean:.3f}" for lam, mean in zip(LAMBDAS, means, strict=True))
+        + ", ".join(f"{lam}: {mean:.3f}" for lam, mean in zip(lambdas, means, strict=True))
         + f"; exact gradient, {RL_EPOCHS} epochs; target: falling at every step",
+    )
+
+
+def _written(worlds: Sequence[World], outcomes: Outcomes) -> Check:
+    """The likeliest number instead of the mean of what may be written."""
+    mine = []
+    for world in worlds:
+        policy_NK = world.methods[SEQ2SEQ].predict(world.test.inputs).policy_NK
+        mine.append(in_proportion(world.test, policy_NK.argmax(axis=1).astype(float), MIDDLE))
+    gain, ci = gap(mine, outcomes[MIDDLE][UNIFORM])
+    return Check(
+        f"{SEQ2SEQ}, the likeliest number instead of the mean: gain over uniform",
+        "the controller writes the number",
+        gain,
+        None,
+        ci,
+        f"mean k={MIDDLE}; {mean_of(mine, 'accuracy'):.3f} against "
+        f"{mean_of(outcomes[MIDDLE][SEQ2SEQ], 'accuracy'):.3f} by the mean",
     )
 
 
@@ -301,7 +338,7 @@ def _rivals(worlds: Sequence[World], outcomes: Outcomes) -> list[Check]:
     checks = []
     for name in GUESSES:
         gain, ci = gap(by[UTILITY], by[name])
-        note = f"{_mean(by[name], 'accuracy'):.3f}"
+        note = f"{mean_of(by[name], 'accuracy'):.3f}"
         if name == "zero-shot entropy":
             note += f", after {extra:.1f} further prompt tokens per input for its extra call"
         checks.append(
@@ -343,7 +380,7 @@ def _floor_runs(worlds: Sequence[World], training: Training) -> list[Outcome]:
 def _floor_figures(worlds: Sequence[World], training: Training) -> tuple[float, float]:
     """Accuracy and tokens where `FLOOR` is demanded."""
     outcomes = _floor_runs(worlds, training)
-    return _mean(outcomes, "accuracy"), _mean(outcomes, "tokens")
+    return mean_of(outcomes, "accuracy"), mean_of(outcomes, "tokens")
 
 
 def _floor(worlds: Sequence[World], curve: Mapping[str, Sequence[float]]) -> Check:
@@ -351,7 +388,7 @@ def _floor(worlds: Sequence[World], curve: Mapping[str, Sequence[float]]) -> Che
     quality_N = np.concatenate([outcome.quality_N for outcome in outcomes])
     interval = mean_interval(quality_N)
     error = float(quality_N.std(ddof=1)) / len(quality_N) ** 0.5
-    tokens = _mean(outcomes, "tokens")
+    tokens = mean_of(outcomes, "tokens")
     made = saving(tokens, interval.mean, curve["tokens"], curve["accuracy"])
     share = "no" if made.normalised is None else f"{made.normalised:.2f}"
     return Check(
@@ -424,8 +461,8 @@ def _controller(
     inputs = [x for world in worlds for x in world.batch.inputs]
     read = sum(len(x.input) for x in inputs) / len(inputs)
     mine = outcomes[MIDDLE][UTILITY]
-    tokens = _mean(mine, "tokens")
-    made = saving(tokens, _mean(mine, "accuracy"), curve["tokens"], curve["accuracy"])
+    tokens = mean_of(mine, "tokens")
+    made = saving(tokens, mean_of(mine, "accuracy"), curve["tokens"], curve["accuracy"])
     saved = (curve["tokens"][-1] if made.uniform is None else made.uniform) - tokens
     return Check(
         "break-even: price of the generalist's token over the controller's",
@@ -435,83 +472,3 @@ def _controller(
         None,
         f"the controller reads {read:.1f} tokens an input, {saved:.1f} are saved at equal accuracy",
     )
-
-
-# -- data and picture -----------------------------------------------------------------------------
-
-
-def _data(outcomes: Outcomes) -> list[dict[str, Any]]:
-    return [
-        {
-            "mean_k": mean_k,
-            "method": name,
-            "accuracy": round(_mean(runs, "accuracy"), 4),
-            "tokens": round(_mean(runs, "tokens"), 2),
-            "k": round(float(np.mean([run.k_N.mean() for run in runs])), 3),
-        }
-        for mean_k, by in outcomes.items()
-        for name, runs in by.items()
-    ]
-
-
-def _drawer(
-    families: Mapping[str, Mapping[str, Any]],
-    curve: Mapping[str, Sequence[float]],
-    outcomes: Outcomes,
-) -> Callable[[Path], None]:
-    def draw(path: Path) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(10.0, 4.2), dpi=160, layout="constrained")
-        FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2, sharey=True)
-        for index, family in enumerate(FAMILIES):
-            left.plot(
-                families[family]["curve"],
-                color=PALETTE[index],
-                marker=MARKERS[index],
-                markersize=5,
-                linewidth=1.6,
-                label=family,
-            )
-        left.set_xlabel("demonstrations k")
-        left.set_ylabel("accuracy")
-        left.set_title("Inputs need different numbers of demonstrations", loc="left", fontsize=10)
-        right.plot(
-            curve["tokens"],
-            curve["accuracy"],
-            color="#6B6B6B",
-            marker="x",
-            markersize=5,
-            linewidth=1.6,
-            label="uniform k",
-        )
-        for index, name in enumerate((PROPORTIONAL, UTILITY, ORACLE)):
-            runs = [outcomes[mean_k][name] for mean_k in MEANS]
-            quality = [np.concatenate([o.quality_N for o in each]) for each in runs]
-            spread = [mean_interval(q_N) for q_N in quality]
-            ends = [[i.mean - (i.lo or 0.0), (i.hi or 1.0) - i.mean] for i in spread]
-            right.errorbar(
-                [_mean(each, "tokens") + 0.25 * (index - 1) for each in runs],  # apart
-                [interval.mean for interval in spread],
-                yerr=np.array(ends).T,
-                color=PALETTE[index],
-                marker=MARKERS[index],
-                markersize=5,
-                linewidth=1.6,
-                elinewidth=1.0,
-                capsize=2.5,
-                linestyle="--" if name == ORACLE else "-",
-                label=name,
-            )
-        right.set_xlabel("tokens of demonstrations per input")
-        right.set_title("Giving each what it needs, at equal tokens", loc="left", fontsize=10)
-        for axes in (left, right):
-            axes.legend(frameon=False, fontsize=8, loc="lower right")
-            axes.grid(True, color="#000000", alpha=0.10, linewidth=0.7)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.set_ylim(-0.02, 1.02)
-        figure.savefig(path)
-
-    return draw

@@ -2,34 +2,32 @@
 
 The first run missed four things: proportional splits at the smallest budget starve inputs that need
 little, and the curve head's own errors are chosen by the knapsack, which lowers its gain at the
-smallest budget and makes a demanded accuracy optimistic. What was tried is reported here without
-targets; the defaults of the method stay as they were.
+smallest budget and makes a demanded accuracy optimistic. The encoder-decoder, which came later,
+missed the smallest budget for the first reason: a lower threshold was tried, and splitting by the
+chance that a number is enough instead of in proportion. All this is reported here without targets;
+the defaults of the method stay as they were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from outlay.prompt.dynaicl.allocation import proportional, utility
 from outlay.prompt.dynaicl.config import Training
 from outlay.prompt.dynaicl.method import DynaICL
 from outlay.proofs.base import Check
 from outlay.proofs.dynaicl_runs import (
     ORACLE,
     PROPORTIONAL,
+    SEQ2SEQ,
     UNIFORM,
     UTILITY,
-    IntArray,
     Outcome,
     World,
-    budgets_at,
-    costs_of,
+    best_of,
+    by_controller,
     gain_share,
     gap,
-    run_split,
 )
 
 
@@ -39,14 +37,14 @@ class Change:
 
     Args:
         name: in tables.
-        training: sizes and rates.
+        training: sizes and rates; None leaves them.
         t: threshold of k*; None leaves it.
         splits: the allocations that it is tried on.
         floor: whether the demanded accuracy is tried, too.
     """
 
     name: str
-    training: Training
+    training: Training | None
     t: float | None
     splits: tuple[str, ...]
     floor: bool
@@ -56,7 +54,7 @@ CHANGES = (
     Change(
         "20 epochs instead of 60", Training(epochs=20), None, (PROPORTIONAL, UTILITY), floor=True
     ),
-    Change("t=0.4 instead of 0.7", Training(), 0.4, (PROPORTIONAL,), floor=False),
+    Change("t=0.4 instead of 0.7", None, 0.4, (PROPORTIONAL, SEQ2SEQ), floor=False),
     Change(
         "20 epochs and weight decay 0.3",
         Training(epochs=20, weight_decay=0.3),
@@ -69,7 +67,9 @@ CHANGES = (
 
 def trained(world: World, name: str, change: Change) -> DynaICL:
     """One head of a world, trained anew under a change."""
-    method = replace(world.methods[name], training=change.training, fitted=None)
+    method = replace(world.methods[name], fitted=None)
+    if change.training is not None:
+        method = replace(method, training=change.training)
     if change.t is not None:
         method = replace(method, t=change.t)
     return method.fit(world.train)
@@ -93,22 +93,11 @@ def changed(
             methods = [trained(world, name, change) for world in worlds]
             for mean_k, by in outcomes.items():
                 mine = [
-                    _split(world, method, name, mean_k)
+                    by_controller(world.test, method, name, mean_k)
                     for world, method in zip(worlds, methods, strict=True)
                 ]
-                gain, _ = gap(mine, by[UNIFORM])
-                share, ci = gain_share(mine, by[UNIFORM], by[ORACLE])
-                checks.append(
-                    Check(
-                        f"change, {change.name}: {name} at mean k={mean_k}, share of the gain",
-                        "no figure",
-                        share,
-                        None,
-                        ci,
-                        f"gain over uniform {gain:.3f}; tried after the first run",
-                    )
-                )
-        if change.floor:
+                checks.append(_share(f"{change.name}: {name}", mine, by, mean_k))
+        if change.floor and change.training is not None:
             accuracy, tokens = floors(change.training)
             checks.append(
                 Check(
@@ -120,17 +109,25 @@ def changed(
                     f"{tokens:.1f} tokens of demonstrations per input; tried after the first run",
                 )
             )
+    for mean_k, by in outcomes.items():
+        mine = []
+        for world in worlds:
+            curves_NK = world.methods[SEQ2SEQ].predict(world.test.inputs).curves_NK
+            mine.append(best_of(world.test, curves_NK, mean_k))
+        checks.append(_share(f"split by the chance of enough: {SEQ2SEQ}", mine, by, mean_k))
     return checks
 
 
-def _split(world: World, method: DynaICL, name: str, mean_k: int) -> Outcome:
-    table = world.test
-    found = method.predict(table.inputs)
-
-    def split(draw: int, budget: int) -> IntArray:
-        costs_NK = costs_of(table, draw)
-        if name == PROPORTIONAL:
-            return proportional(np.asarray(found.needed_N), costs_NK, budget)
-        return utility(found.curves_NK, costs_NK, budget)
-
-    return run_split(table, budgets_at(table, mean_k), split)
+def _share(
+    name: str, mine: Sequence[Outcome], by: Mapping[str, Sequence[Outcome]], mean_k: int
+) -> Check:
+    gain, _ = gap(mine, by[UNIFORM])
+    share, ci = gain_share(mine, by[UNIFORM], by[ORACLE])
+    return Check(
+        f"change, {name} at mean k={mean_k}, share of the gain",
+        "no figure",
+        share,
+        None,
+        ci,
+        f"gain over uniform {gain:.3f}; tried after the first run",
+    )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from outlay.budget import Budget
 from outlay.ledger import Ledger
 from outlay.prompt.dynaicl import baselines
-from outlay.prompt.dynaicl.allocation import proportional, spent, uniform, utility
+from outlay.prompt.dynaicl.allocation import proportional, spent, utility
 from outlay.prompt.dynaicl.config import Training
 from outlay.prompt.dynaicl.controller import Head
 from outlay.prompt.dynaicl.method import DynaICL
@@ -34,14 +34,14 @@ Split = Callable[[IntArray, int], IntArray]  # costs of one draw, budget -> demo
 TRAINING = Training()
 
 UNIFORM, ORACLE, LUCKY = "uniform", "oracle", "oracle with luck"
-PROPORTIONAL, UTILITY = "proportional", "utility"
-SHUFFLED = {PROPORTIONAL: "proportional, shuffled", UTILITY: "utility, shuffled"}
+PROPORTIONAL, UTILITY, SEQ2SEQ = "proportional", "utility", "seq2seq"
+SHUFFLED = {name: f"{name}, shuffled" for name in (PROPORTIONAL, UTILITY, SEQ2SEQ)}
 GUESSES = ("random k", "input length", "zero-shot entropy", "label entropy", "similarity")
 
 
 @dataclass(frozen=True)
 class World:
-    """One seed: labels for training and testing, and the controllers of both heads."""
+    """One seed: labels for training and testing, and the controllers of all heads."""
 
     seed: int
     train: Table
@@ -91,8 +91,9 @@ def make_world(
     n_s: int,
     progress: Progress,
     folder: Path | None,
+    writer: Training = TRAINING,
 ) -> World:
-    """Collect the labels of one seed and train both heads, on inputs and on shuffled inputs."""
+    """Collect the labels of one seed and train all heads, on inputs and on shuffled inputs."""
     method = replace(METHOD, n_s=n_s, seed=seed, training=TRAINING)
     tables, batches = [], []
     for name, n in (("train", train), ("test", test)):
@@ -102,13 +103,18 @@ def make_world(
         tables.append(labels(ask, batch, method, folder=place))
         batches.append(batch)
     progress(f"seed {seed}: controllers")
-    heads: dict[str, Head] = {PROPORTIONAL: "ordinal", UTILITY: "curve"}
+    heads: dict[str, tuple[Head, str]] = {
+        PROPORTIONAL: ("ordinal", method.controller),
+        UTILITY: ("curve", method.controller),
+        SEQ2SEQ: ("seq2seq", "bytes"),
+    }
     order = np.random.default_rng(seed).permutation(train)
     texts = tuple(tables[0].inputs[i] for i in order)
     mixed = replace(tables[0], inputs=texts)
     methods, shuffled = {}, {}
-    for name, head in heads.items():
-        each = replace(method, head=head)
+    for name, (head, encoder) in heads.items():
+        training = writer if name == SEQ2SEQ else TRAINING
+        each = replace(method, head=head, controller=encoder, training=training)
         methods[name] = each.fit(tables[0])
         shuffled[name] = each.fit(mixed)
     batch = batches[1]
@@ -161,6 +167,46 @@ def budgets_at(table: Table, mean_k: int) -> list[int]:
     ]
 
 
+def by_controller(table: Table, method: DynaICL, name: str, mean_k: int) -> Outcome:
+    """A controller's split at the tokens of uniform `mean_k`: `UTILITY`, or in proportion."""
+    found = method.predict(table.inputs)
+    if name == UTILITY:
+        return best_of(table, found.curves_NK, mean_k)
+    return in_proportion(table, found.needed_N, mean_k)
+
+
+def in_proportion(table: Table, needed_N: FloatArray, mean_k: int) -> Outcome:
+    """A split in proportion to needs, at the tokens of uniform `mean_k`."""
+
+    def split(draw: int, budget: int) -> IntArray:
+        return proportional(needed_N, costs_of(table, draw), budget)
+
+    return run_split(table, budgets_at(table, mean_k), split)
+
+
+def best_of(table: Table, curves_NK: FloatArray, mean_k: int) -> Outcome:
+    """The split that is best by these curves, at the tokens of uniform `mean_k`."""
+
+    def split(draw: int, budget: int) -> IntArray:
+        return utility(curves_NK, costs_of(table, draw), budget)
+
+    return run_split(table, budgets_at(table, mean_k), split)
+
+
+def everybody_alike(table: Table, mean_k: int) -> Outcome:
+    """The same number for all: `mean_k`."""
+    return in_proportion(table, np.ones(len(table)), mean_k)
+
+
+def with_luck(table: Table, mean_k: int) -> Outcome:
+    """The split of an oracle that sees the drawn outcomes."""
+
+    def split(draw: int, budget: int) -> IntArray:
+        return utility(table.quality_NKD[:, :, draw], costs_of(table, draw), budget)
+
+    return run_split(table, budgets_at(table, mean_k), split)
+
+
 def family_curves(world: World) -> FloatArray:
     """(N, K1) mean training accuracy of each test input's family: what can be known of it."""
     curves = {}
@@ -174,31 +220,16 @@ def all_methods(world: World, mean_k: int, rows: Sequence[int] | None = None) ->
     """Every method at the tokens of uniform `mean_k`, on all test inputs or some."""
     index = list(range(len(world.test))) if rows is None else list(rows)
     table = world.test.rows(index)
-    budgets = budgets_at(table, mean_k)
-    costs = [costs_of(table, draw) for draw in range(len(budgets))]
-    known = family_curves(world)[index]
-
-    def by(score_N: FloatArray) -> Outcome:
-        return run_split(table, budgets, lambda d, b: proportional(score_N, costs[d], b))
-
-    def best(curves_NK: FloatArray) -> Outcome:
-        return run_split(table, budgets, lambda d, b: utility(curves_NK, costs[d], b))
-
     found = {
-        UNIFORM: run_split(table, budgets, lambda d, b: uniform(costs[d], b)),
-        ORACLE: best(known),
-        LUCKY: run_split(
-            table, budgets, lambda d, b: utility(table.quality_NKD[:, :, d], costs[d], b)
-        ),
+        UNIFORM: everybody_alike(table, mean_k),
+        ORACLE: best_of(table, family_curves(world)[index], mean_k),
+        LUCKY: with_luck(table, mean_k),
     }
-    for fitted, names in (
-        (world.methods, {name: name for name in world.methods}),
-        (world.shuffled, SHUFFLED),
-    ):
-        found[names[PROPORTIONAL]] = by(fitted[PROPORTIONAL].predict(table.inputs).needed_N)
-        found[names[UTILITY]] = best(fitted[UTILITY].predict(table.inputs).curves_NK)
+    for name, method in world.methods.items():
+        found[name] = by_controller(table, method, name, mean_k)
+        found[SHUFFLED[name]] = by_controller(table, world.shuffled[name], name, mean_k)
     for name, score_N in world.guesses.items():
-        found[name] = by(score_N[index])
+        found[name] = in_proportion(table, score_N[index], mean_k)
     return found
 
 
@@ -253,7 +284,7 @@ def records(
     """Frontier records: prompt tokens of the demonstrations alone, one an input."""
     made = []
     for mean_k, by_name in outcomes.items():
-        for name in (UNIFORM, PROPORTIONAL, UTILITY, ORACLE):
+        for name in (UNIFORM, PROPORTIONAL, UTILITY, SEQ2SEQ, ORACLE):
             for world, outcome in zip(worlds, by_name[name], strict=True):
                 tokens = max(1, round(float(outcome.tokens_N.mean())))
                 for i, x in enumerate(world.batch.inputs):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from dynaicl_tables import KINDS, K, made_table
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from outlay.prompt.dynaicl import (
     Controller,
     DynaICL,
     Example,
-    Table,
     UniformDemonstrations,
     saving,
 )
@@ -31,25 +31,6 @@ from outlay.prompt.dynaicl.training import (
     rewards,
     weights_of,
 )
-
-K = 4
-KINDS = ("easy {}", "one more {}", "hard word {}")
-ENOUGH = (0, 1, 3)  # demonstrations after which each kind is right
-
-
-def made_table(n=120, draws=3, seed=0, noise=0.1):
-    """Inputs of three kinds, which their words give away."""
-    rng = np.random.default_rng(seed)
-    kind = rng.integers(0, 3, n)
-    texts = tuple(KINDS[k].format(rng.integers(1000)) for k in kind)
-    enough = np.array(ENOUGH)[kind][:, None, None]
-    quality = (np.arange(K + 1)[None, :, None] >= enough) * np.ones((1, 1, draws))
-    quality = np.where(rng.random(quality.shape) < noise, 1 - quality, quality)
-    steps = rng.integers(5, 9, (n, K, 1)).cumsum(axis=1)
-    tokens = 10 + np.concatenate([np.zeros((n, 1, 1)), steps], axis=1) + np.zeros((1, 1, draws))
-    ids = tuple(f"{seed}-{i}" for i in range(n))
-    return Table(ids, texts, quality.astype(float), tokens.astype(np.int64)), kind
-
 
 FAST = DynaICL(K=K, controller="hash", training=Training(epochs=120, hidden=24))
 
@@ -170,7 +151,7 @@ def test_reinforcement_raises_the_expected_reward(table):
         net = network(512, "ordinal", K, config, 0)
         x = torch.tensor(features, dtype=torch.float32)
         before = float((policy_of(net(x)).detach().numpy() * reward).sum(1).mean())
-        after_net = reinforce(net, features, reward, pg, config, 0)
+        after_net = reinforce(net, x, reward, pg, config, 0)
         after = float((policy_of(after_net(x)).detach().numpy() * reward).sum(1).mean())
         assert after > before
         assert weights_of(after_net).keys() == weights_of(net).keys()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from outlay.errors import InputError
 from outlay.prompt.dynaicl.encoders import encode
 from outlay.prompt.dynaicl.prompts import Example, Pools
+from outlay.prompt.dynaicl.table import Table, targets
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -31,6 +32,36 @@ def random_k(n: int, seed: int = 0) -> FloatArray:
     if n < 1:
         raise InputError("the batch is empty; give at least one input")
     return np.asarray(np.random.default_rng(seed).random(n))
+
+
+def by_task(tasks: Sequence[str], table: Table, known: Sequence[str], t: float = 0.7) -> FloatArray:
+    """(N,) the best number of each input's task: the fewest whose mean accuracy exceeds `t`.
+
+    Args:
+        tasks: (N,) of the inputs.
+        table: labels of other inputs.
+        known: their tasks.
+        t: see `targets`, which also decides where no number is enough.
+
+    Raises:
+        InputError: for a task without labels, or tasks that do not fit the table.
+    """
+    if len(known) != len(table):
+        raise InputError(f"{len(known)} tasks for a table of {len(table)} inputs; give one each")
+    best = {}
+    for task in sorted(set(tasks)):
+        rows = [i for i, name in enumerate(known) if name == task]
+        if not rows:
+            raise InputError(f"no input of the table is of task {task!r}; collect labels of it")
+        part = table.rows(rows)
+        whole = Table(
+            (task,),
+            ("",),
+            part.accuracy_NK.mean(axis=0)[None, :, None],
+            np.round(part.tokens_NKD.mean(axis=(0, 2))).astype(np.int64)[None, :, None],
+        )
+        best[task] = float(targets(whole, t).needed_N[0])
+    return np.array([best[task] for task in tasks])
 
 
 def by_length(inputs: Sequence[Example]) -> FloatArray:
@@ -61,9 +92,9 @@ def by_label_entropy(
     if neighbours < 1:
         raise InputError(f"neighbours={neighbours}; must be >= 1")
     found = []
-    for x in inputs:
+    for x, cosine_P in zip(inputs, _cosines(inputs, pools, encoder), strict=True):
         pool = pools[x.task]
-        near = np.argsort(-_cosines(x, pool, encoder), kind="stable")[:neighbours]
+        near = np.argsort(-cosine_P, kind="stable")[:neighbours]
         counts = Counter(pool[int(i)].answer for i in near)
         shares = [c / len(near) for c in counts.values()]
         found.append(-math.fsum(p * math.log(p) for p in shares))
@@ -81,10 +112,17 @@ def by_similarity(
     if not -1 <= threshold <= 1:
         raise InputError(f"threshold={threshold}; a cosine is in [-1, 1]")
     return np.array(
-        [float((_cosines(x, pools[x.task], encoder) >= threshold).sum()) for x in inputs]
+        [float((cosine_P >= threshold).sum()) for cosine_P in _cosines(inputs, pools, encoder)]
     )
 
 
-def _cosines(x: Example, pool: Sequence[Example], encoder: str) -> FloatArray:
-    vectors_PF = encode(encoder, [x.input, *(demo.input for demo in pool)])
-    return np.asarray(vectors_PF[1:] @ vectors_PF[0])
+def _cosines(inputs: Sequence[Example], pools: Pools, encoder: str) -> list[FloatArray]:
+    """(P,) similarities of every input to the examples of its pool; every text is encoded once."""
+    tasks = list(dict.fromkeys(x.task for x in inputs))
+    texts = [x.input for x in inputs] + [demo.input for task in tasks for demo in pools[task]]
+    vectors_F = encode(encoder, texts)
+    by_task, at = {}, len(inputs)
+    for task in tasks:
+        by_task[task] = vectors_F[at : at + len(pools[task])]
+        at += len(pools[task])
+    return [by_task[x.task] @ vector_F for x, vector_F in zip(inputs, vectors_F, strict=False)]

@@ -16,9 +16,10 @@ class Training:
     """How a controller is trained.
 
     Args:
-        hidden: units of its hidden layer.
+        hidden: units of its hidden layer; the width of a seq2seq head.
+        layers: of the encoder and of the decoder of a seq2seq head.
         epochs: of the supervised stage.
-        lr: of the supervised stage.
+        lr: of the supervised stage; a pretrained seq2seq controller wants about 1e-4.
         batch: inputs per step.
         weight_decay: of all weights.
         rl_epochs: of the reinforcement stage; 0 leaves it out.
@@ -32,6 +33,7 @@ class Training:
     """
 
     hidden: int = 64
+    layers: int = 2
     epochs: int = 60
     lr: float = 3e-3
     batch: int = 64
@@ -46,6 +48,8 @@ class Training:
         for name in ("hidden", "epochs", "batch"):
             if not 1 <= getattr(self, name) <= 100_000:
                 raise InputError(f"{name}={getattr(self, name)}; need 1 <= {name} <= 100000")
+        if not 1 <= self.layers <= 64:
+            raise InputError(f"layers={self.layers}; need 1 <= layers <= 64")
         if not 0 <= self.rl_epochs <= 100_000:
             raise InputError(f"rl_epochs={self.rl_epochs}; need 0 <= rl_epochs <= 100000")
         for name in ("lr", "rl_lr"):

@@ -2,7 +2,8 @@
 
 An encoder turns the text into a vector, a small network turns that into K numbers ("ordinal": the
 chances that more than 0, 1, ..., K-1 demonstrations are needed) or K + 1 ("curve": the accuracies
-with 0..K). It runs in numpy; training is in `training`.
+with 0..K); these run in numpy. Or an encoder-decoder writes the number ("seq2seq", the paper's
+kind, see `seq2seq`; needs torch). Training is in `training`.
 
 Shapes: N inputs, F features, H hidden units, K1 = K + 1 numbers of demonstrations.
 """
@@ -14,16 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from outlay.errors import InputError, ModelError
+from outlay.errors import DependencyError, InputError, ModelError
 from outlay.prompt.dynaicl.encoders import encode
 
+if TYPE_CHECKING:
+    from outlay.prompt.dynaicl.seq2seq import Writer
+
 FloatArray = npt.NDArray[np.float64]
-Head = Literal["ordinal", "curve"]
+Head = Literal["ordinal", "curve", "seq2seq"]
 HEADS: tuple[Head, ...] = get_args(Head)
 WEIGHTS, CONFIG = "controller.safetensors", "controller.json"
 LAYERS = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
@@ -38,7 +42,8 @@ class Prediction:
     Args:
         needed_N: (N,) C(x), the predicted number of demonstrations, a real number.
         policy_NK: (N, K1) how likely each number is the right one; rows sum to 1.
-        curves_NK: (N, K1) predicted accuracy; with the ordinal head, the chance that k is enough.
+        curves_NK: (N, K1) predicted accuracy; with the ordinal and the seq2seq head, the chance
+            that k is enough.
     """
 
     needed_N: FloatArray
@@ -69,15 +74,16 @@ class Controller:
     """A trained controller.
 
     Args:
-        head: "ordinal" or "curve".
+        head: "ordinal", "curve" or "seq2seq".
         K: most demonstrations.
         encoder: see `encoders`.
         instruction: of the task; read before every input.
         t: the threshold of accuracy behind k*.
-        weights: of the two layers.
+        weights: of the two layers; none with the seq2seq head.
         calibration_MK: (M, K1) predicted curves of training inputs, by which fixed prices are set.
         knots: (predicted, true) accuracies of held-out cells, monotone; none where not calibrated.
         about: how it was trained (JSON-ready).
+        writer: the encoder-decoder of the seq2seq head, else None.
 
     Raises:
         ModelError: for weights that do not fit together or are not finite.
@@ -92,10 +98,14 @@ class Controller:
     calibration_MK: FloatArray
     knots: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     about: Mapping[str, Any] = field(default_factory=dict)
+    writer: Writer | None = None
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
             raise ModelError(f"head={self.head!r}; known are {', '.join(HEADS)}")
+        if self.head == "seq2seq":
+            self._check_writer()
+            return
         missing = [name for name in LAYERS if name not in self.weights]
         if missing:
             raise ModelError(f"the controller lacks {', '.join(missing)}; train it again")
@@ -114,14 +124,24 @@ class Controller:
         if not all(np.isfinite(self.weights[name]).all() for name in LAYERS):
             raise ModelError("the controller's weights are not finite; train it with a smaller lr")
 
+    def _check_writer(self) -> None:
+        if self.writer is None:
+            raise ModelError("the controller lacks its encoder-decoder; train it again")
+        if self.writer.K != self.K or self.calibration_MK.shape[1:] != (self.K + 1,):
+            raise ModelError(f"the controller's encoder-decoder does not fit K={self.K}")
+        if not self.writer.finite():
+            raise ModelError("the controller's weights are not finite; train it with a smaller lr")
+
     @cached_property
     def _features(self) -> int:
         return int(self.weights["inner.weight"].shape[1])
 
+    def _read(self, texts: Sequence[str]) -> list[str]:
+        return [f"{self.instruction}\n{text}" if self.instruction else text for text in texts]
+
     def features(self, texts: Sequence[str]) -> FloatArray:
         """(N, F) encodings of instruction and input."""
-        read = [f"{self.instruction}\n{text}" if self.instruction else text for text in texts]
-        vectors_NF = encode(self.encoder, read)
+        vectors_NF = encode(self.encoder, self._read(texts))
         if vectors_NF.shape[1] != self._features:
             raise ModelError(
                 f"the encoder {self.encoder!r} gives {vectors_NF.shape[1]} numbers, the controller "
@@ -133,6 +153,8 @@ class Controller:
         """(N, K) or (N, K1) chances of the head."""
         if not texts:
             raise InputError("the batch is empty; give at least one input")
+        if self.writer is not None:
+            return self.writer.policy(self._read(texts))
         hidden_NH = hidden_layer(self.features(texts), self.weights)
         return sigmoid(hidden_NH @ self.weights["outer.weight"].T + self.weights["outer.bias"])
 
@@ -147,6 +169,9 @@ class Controller:
         if self.head == "ordinal":
             policy_NK = ordinal_policy(chances_NK)
             return Prediction(chances_NK.sum(axis=1), policy_NK, policy_NK.cumsum(axis=1))
+        if self.head == "seq2seq":
+            mean_N = chances_NK @ np.arange(self.K + 1.0)
+            return Prediction(mean_N, chances_NK, chances_NK.cumsum(axis=1))
         best_NK = chances_NK > self.t
         first_N = np.where(best_NK.any(axis=1), best_NK.argmax(axis=1), chances_NK.argmax(axis=1))
         policy_NK = np.eye(self.K + 1)[first_N]
@@ -165,10 +190,12 @@ class Controller:
 
         base = Path(folder)
         base.mkdir(parents=True, exist_ok=True)
-        tensors = {name: self.weights[name].astype(np.float32) for name in LAYERS}
+        tensors = {name: weight.astype(np.float32) for name, weight in self.weights.items()}
         tensors[CALIBRATION] = self.calibration_MK.astype(np.float32)
         save_file(tensors, base / WEIGHTS)
         (base / WEIGHTS).chmod(0o644)  # the writer makes it private; packages need it read
+        if self.writer is not None:
+            self.writer.save(base)
         record = {
             "format": FORMAT,
             "head": self.head,
@@ -187,6 +214,7 @@ class Controller:
         """Read what `save` wrote.
 
         Raises:
+            DependencyError: for a seq2seq controller without torch.
             ModelError: for a folder without a controller, or a file that cannot be read.
         """
         from safetensors import SafetensorError
@@ -200,17 +228,28 @@ class Controller:
                 raise ModelError(
                     f"{base} has format {record['format']}; this version reads {FORMAT}"
                 )
+            head, K, encoder = record["head"], int(record["K"]), record["encoder"]
+            writer = None
+            if head == "seq2seq":
+                from outlay.prompt.dynaicl.seq2seq import Writer
+
+                writer = Writer.load(base, encoder, K)
             return cls(
-                record["head"],
-                int(record["K"]),
-                record["encoder"],
+                head,
+                K,
+                encoder,
                 record["instruction"],
                 float(record["t"]),
-                {name: tensors[name].astype(np.float64) for name in LAYERS},
+                {n: tensors[n].astype(np.float64) for n in (LAYERS if writer is None else ())},
                 tensors[CALIBRATION].astype(np.float64),
                 (tuple(record["knots"][0]), tuple(record["knots"][1])),
                 record["about"],
+                writer,
             )
+        except ImportError as error:
+            raise DependencyError(
+                f"a seq2seq controller needs torch ({error}); pip install 'outlay[local]'"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
             raise ModelError(
                 f"{base} holds no controller that can be read ({error!r}); save one with "

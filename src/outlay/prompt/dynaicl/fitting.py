@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import numpy as np
 from outlay.errors import DependencyError, InputError
 from outlay.prompt.dynaicl.config import Gradient, Training
 from outlay.prompt.dynaicl.controller import Controller, Head
-from outlay.prompt.dynaicl.encoders import encode
 from outlay.prompt.dynaicl.table import Table, targets
 
 
@@ -38,6 +38,7 @@ def fit_controller(
     """
     try:
         from outlay.prompt.dynaicl import training
+        from outlay.prompt.dynaicl.seq2seq import Writer
     except ImportError as error:
         raise DependencyError(
             f"training a controller needs torch ({error}); pip install 'outlay[local]'"
@@ -51,29 +52,34 @@ def fit_controller(
         )
     goal = targets(table, t, margin)
     read = [f"{instruction}\n{text}" if instruction else text for text in table.inputs]
-    features_NF = encode(encoder, read)
-    net = training.supervise(features_NF, table, goal, head, config, seed)
-    if head == "ordinal" and config.rl_epochs:
+    net, x_NF = training.start(encoder, read, head, K, config, seed)
+    net = training.supervise(net, x_NF, table, goal, head, config, seed)
+    reinforced = head != "curve" and config.rl_epochs > 0
+    if reinforced:
         reward_NK = training.rewards(table, lam, config.cost)
-        net = training.reinforce(net, features_NF, reward_NK, pg, config, seed)
+        net = training.reinforce(net, x_NF, reward_NK, pg, config, seed, head)
     about: dict[str, Any] = {
         "inputs": len(table),
         "hopeless": int(goal.hopeless_N.sum()),
         "k_star": np.bincount(goal.needed_N, minlength=K + 1).tolist(),
         "lam": lam,
-        "pg": pg if head == "ordinal" and config.rl_epochs else "none",
+        "pg": pg if reinforced else "none",
         "seed": seed,
     }
     empty = np.zeros((0, K + 1))
-    made = Controller(
-        head, K, encoder, instruction, t, training.weights_of(net), empty, about=about
-    )
+    writer, weights = None, {}
+    if head == "seq2seq":
+        assert isinstance(net, Writer)
+        writer = net
+    else:
+        weights = training.weights_of(net)
+    made = Controller(head, K, encoder, instruction, t, weights, empty, about=about, writer=writer)
     step = math.ceil(len(table) / calibration)
     curves_MK = made.predict(table.inputs[::step]).curves_NK
     knots: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     if held_out is not None:
         knots = _isotonic(made.predict(held_out.inputs).curves_NK, held_out.accuracy_NK)
-    return Controller(head, K, encoder, instruction, t, made.weights, curves_MK, knots, about=about)
+    return replace(made, calibration_MK=curves_MK, knots=knots)
 
 
 def _isotonic(

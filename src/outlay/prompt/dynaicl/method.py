@@ -5,9 +5,10 @@ the input alone and predicts how many demonstrations the generalist needs; the b
 then split accordingly.
 
 Where it differs from the paper:
-- The paper's controller is a sequence-to-sequence model that writes the number. Here a sentence
-  encoder carries a small network with cumulative chances ("ordinal") or an accuracy for every
-  number ("curve").
+- The paper's controller is a large sequence-to-sequence model that writes the number. That is
+  `head="seq2seq"`, pretrained (`controller="seq2seq:PLACE"`) or small and from scratch; the mean of
+  what it may write counts, not the likeliest. By default a sentence encoder carries a small network
+  with cumulative chances ("ordinal") or an accuracy for every number ("curve").
 - Labels are one table of all numbers of demonstrations, so that the policy gradient of stage 2 is
   exact; `pg="reinforce"` samples, as the paper does.
 - Budgets are exact: rounding and clipping are repaired with the tokens of the very demonstrations.
@@ -35,6 +36,7 @@ from outlay.prompt.dynaicl import allocation as allocations
 from outlay.prompt.dynaicl.config import Gradient, Training
 from outlay.prompt.dynaicl.contexts import shortened
 from outlay.prompt.dynaicl.controller import CONFIG, HEADS, Controller, Head, Prediction
+from outlay.prompt.dynaicl.encoders import reads_text
 from outlay.prompt.dynaicl.prompts import Example, Pools, Template, check_examples
 from outlay.prompt.dynaicl.selection import SELECTORS, Selector
 from outlay.prompt.dynaicl.serving import Served, Workload, serve
@@ -62,8 +64,9 @@ class DynaICL:
         t: an input has enough demonstrations once its accuracy exceeds this.
         n_s: random draws of demonstrations per input when labels are collected.
         margin: standard errors by which an accuracy must exceed `t`.
-        head: "ordinal" predicts the number, "curve" the accuracy with every number.
-        lam: price of K demonstrations in accuracy: of stage 2's reward (ordinal head), and of
+        head: "ordinal" predicts the number, "curve" the accuracy with every number, "seq2seq"
+            writes the number.
+        lam: price of K demonstrations in accuracy: of stage 2's reward (not with "curve"), and of
             `compress` where `mean_k` is not given.
         pg: gradient of stage 2, "exact" or "reinforce".
         allocation: "proportional" to the predicted number, "utility" for the largest predicted
@@ -78,7 +81,9 @@ class DynaICL:
         balanced: demonstrations take turns between answers, where K is at least their number.
         cache_friendly: more demonstrations are appended, so that a prefix cache helps; else they
             are put in front, and the best stays next to the input.
-        controller: encoder of the controller: "minilm", "hash", or a sentence-transformers model.
+        controller: encoder of the controller: "minilm", "hash", or a sentence-transformers model;
+            for the seq2seq head also "bytes" (a small one from scratch reads the text itself) or
+            "seq2seq:PLACE" (a pretrained encoder-decoder by folder or id).
         max_context: tokens of the generalist's window; prompts that do not fit have fewer
             demonstrations.
         seed: of training and of random demonstrations.
@@ -133,6 +138,17 @@ class DynaICL:
         ):
             if value not in known:
                 raise InputError(f"{name}={value!r}; choose one of {', '.join(known)}")
+        if reads_text(self.controller):
+            if self.head != "seq2seq":
+                raise InputError(
+                    f"controller={self.controller!r} reads text, which needs head='seq2seq', not "
+                    f"{self.head!r}"
+                )
+            if self.selector in ("knn", "votek"):
+                raise InputError(
+                    f"selector={self.selector!r} compares vectors, which controller="
+                    f"{self.controller!r} does not make; use minilm or hash, or selector='random'"
+                )
         if not 0 < self.t < 1:
             raise InputError(f"t={self.t} is outside (0, 1); 0.7 is usual")
         if not self.margin >= 0 or not self.lam >= 0:
@@ -360,7 +376,7 @@ class DynaICL:
         ladders = [recipe.ladder(x, pools, count, draw) for x in inputs]
         tokens_NK = np.array([made.tokens for made in ladders], dtype=np.int64)
         started = time.perf_counter()
-        texts = [x.input for x in inputs]
+        texts = [x.read for x in inputs]
         k_N = self.allocate(
             texts, tokens_NK - tokens_NK[:, :1], budget, keys=[x.id for x in inputs]
         )

@@ -24,6 +24,7 @@ class Example:
         input: the text x; all that a controller sees of it.
         answer: the gold y.
         task: names the pool that its demonstrations come from.
+        instruction: of its task, where a batch mixes tasks; it follows the method's own.
 
     Raises:
         InputError: for an empty id, or a text that is too long.
@@ -33,12 +34,19 @@ class Example:
     input: str
     answer: str = ""
     task: str = ""
+    instruction: str = ""
 
     def __post_init__(self) -> None:
         if not self.id:
             raise InputError("an example has no id; give every example a name of its own")
-        if max(len(self.input), len(self.answer)) > MAX_CHARACTERS:
+        texts = (self.input, self.answer, self.instruction)
+        if max(map(len, texts)) > MAX_CHARACTERS:
             raise InputError(f"example {self.id!r} is longer than {MAX_CHARACTERS} characters")
+
+    @property
+    def read(self) -> str:
+        """What a controller sees: instruction and input, never the answer."""
+        return f"{self.instruction}\n{self.input}" if self.instruction else self.input
 
 
 Pools = Mapping[str, Sequence[Example]]  # by task
@@ -81,7 +89,7 @@ class Template:
         shown = [self.written(demo) for demo in demos]
         if not self.cache_friendly:
             shown.reverse()
-        parts = [self.instruction] if self.instruction else []
+        parts = [part for part in (self.instruction, x.instruction) if part]
         return self.separator.join([*parts, *shown, _fill(self.query, x)])
 
 

@@ -70,7 +70,7 @@ class Workload:
             tuple(made.prompts[k] for k, made in zip(chosen, ladders, strict=True)),
             tokens_N,
             tokens_N - bare_N,
-            sum(count(x.input) for x in inputs) + len(inputs) * count(instruction),
+            sum(count(x.read) for x in inputs) + len(inputs) * count(instruction),
             seconds,
             (note,) if cut else (),
         )

@@ -52,7 +52,8 @@ class Table:
 
     Args:
         ids: (N,) names of the inputs.
-        inputs: (N,) their texts: all that a controller is trained on.
+        inputs: (N,) their texts, after their task's instruction if it has one: all that a
+            controller is trained on.
         quality_NKD: (N, K1, D) in [0, 1].
         tokens_NKD: (N, K1, D) tokens of the whole prompt, not falling in k.
         warnings: what the reader should know, such as prompts cut to the window.
@@ -283,7 +284,7 @@ def collect(
     rows = [store.cells[_key(x)] for x in inputs]
     return Table(
         tuple(x.id for x in inputs),
-        tuple(x.input for x in inputs),
+        tuple(x.read for x in inputs),
         np.array([row["quality"] for row in rows], dtype=np.float64).transpose(0, 2, 1),
         np.array([row["tokens"] for row in rows], dtype=np.int64).transpose(0, 2, 1),
         notes,
@@ -292,7 +293,8 @@ def collect(
 
 def _key(x: Example) -> str:
     """Name of an input's cells: another text under the same id is another input."""
-    digest = hashlib.blake2b(repr((x.task, x.input, x.answer)).encode(), digest_size=8)
+    told = (x.task, x.input, x.answer, *([x.instruction] if x.instruction else []))
+    digest = hashlib.blake2b(repr(told).encode(), digest_size=8)
     return f"{x.id} {digest.hexdigest()}"
 
 
