@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from outlay.errors import InputError
-from outlay.proofs import think_prm, think_prm_runs
+from outlay.proofs import think_prm, think_prm_measures, think_prm_runs
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def test_nothing_is_saved_where_nothing_is_trained(tmp_path):
 
 
 def test_f1_follows_its_definition():
-    assert think_prm.f1(np.array([3.0, 1.0, 2.0])) == pytest.approx(6 / 9)
-    assert think_prm.f1(np.zeros(3)) == 0
+    assert think_prm_measures.f1(np.array([3.0, 1.0, 2.0])) == pytest.approx(6 / 9)
+    assert think_prm_measures.f1(np.zeros(3)) == 0
 
 
 def test_every_test_question_is_held_out_and_counts_once():

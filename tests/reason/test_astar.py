@@ -365,6 +365,90 @@ def test_calibration_lets_a_drifting_verifier_go_down() -> None:
     assert calibrated.detail["expansions"] == 6
 
 
+def test_a_stride_halves_the_looks_of_the_verifier_and_changes_no_score() -> None:
+    wanted: Path = ("2;", "0;", "3;", "1;", "1;", "A2")
+    tree = Tree(depth=6, ends=0.0, reward=lambda path: float(path == wanted[: len(path)]))
+    two = tree.search(AStarDecoding(ANY, 4, stride=2, max_expansions=10**4))
+    assert all(steps - known == 2 for steps, known in tree.asked)
+    assert two.detail["passes"] == len(tree.asked)
+    single = Tree(depth=6, ends=0.0, texts=1).search(AStarDecoding(ANY, 1))
+    double = Tree(depth=6, ends=0.0, texts=1).search(AStarDecoding(ANY, 1, stride=2))
+    assert (single.text, single.detail["passes"]) == (double.text, 2 * double.detail["passes"])
+
+
+def test_a_stride_ends_where_a_path_does_and_at_max_steps() -> None:
+    tree = Tree(depth=5, ends=0.0, texts=2)
+    answer = tree.search(AStarDecoding(ANY, 2, stride=3))
+    assert answer.text.count("A") == 1
+    assert max(len(path) for path in tree.expanded) == 4
+    short = Tree(depth=50, ends=0.0, texts=2)
+    cut = short.search(AStarDecoding(ANY, 2, stride=3, max_steps=5, max_expansions=10**4))
+    assert cut.status == "completed_greedily"
+    deepest = max(len(path) for path in short.expanded[:-1])  # the last one completes
+    assert deepest == 4  # five steps at most
+
+
+def test_equal_siblings_of_a_stride_go_on_in_different_ways(reasoner: LocalModel) -> None:
+    class Seen(Constant):
+        def score(self, questions, paths, known, *, accounts):  # type: ignore[no-untyped-def]
+            looks.append([tuple(path) for path in paths])
+            return super().score(questions, paths, known, accounts=accounts)
+
+    looks: list[list[tuple[str, ...]]] = []
+    (question,) = questions(1, (6, 6))
+    hot = replace(SAMPLING, temperature=1.8)
+    AStarDecoding(Seen(), 6, stride=2, max_expansions=4).solve(reasoner, question, sampling=hot)
+    firsts = [path[0] for path in looks[0]]
+    assert len(set(looks[0])) == len(looks[0])
+    assert len(set(firsts)) < len(firsts)  # one first step, several second ones
+
+
+def test_one_successor_with_a_stride_is_plain_sampling_too(reasoner: LocalModel) -> None:
+    for question in questions(3, (4, 5)):
+        one, two = (
+            AStarDecoding(ANY, 1, stride=n).solve(reasoner, question, sampling=SAMPLING)
+            for n in (1, 2)
+        )
+        assert one.text == two.text
+        assert one.ledger.totals().generated == two.ledger.totals().generated
+
+
+def test_agreement_saves_passes_and_is_judged_later() -> None:
+    class Agreed(Tree):
+        def step(self, path: Path, i: int) -> tuple[str, bool]:
+            return super().step(path, 0 if len(path) % 2 else i)
+
+    tree = Agreed(3, depth=5, ends=0.0, levels=10**9)
+    always = AStarDecoding(ANY, 3, max_expansions=10**4)
+    tree.search(replace(always, judge_agreed=False))
+    assert {steps - known for steps, known in tree.asked} == {1, 2}
+    assert all(steps % 2 for steps, _ in tree.asked)
+    same = Tree(1, texts=1, ends=0.0)
+    answer = same.search(replace(always, judge_agreed=False))
+    assert same.asked == []
+    assert (answer.status, answer.detail["passes"]) == ("goal", 0)
+    split = [Tree(5, texts=4, ends=0.0) for _ in range(2)]  # where nothing agrees nothing changes
+    first, second = (
+        tree.search(replace(always, judge_agreed=agreed))
+        for tree, agreed in zip(split, (True, False), strict=True)
+    )
+    assert (first.text, split[0].asked) == (second.text, split[1].asked)
+
+
+@pytest.mark.parametrize("knobs", [{"stride": 3}, {"judge_agreed": False}])
+@pytest.mark.parametrize("tokens", [5, 30, 90])
+def test_fewer_looks_stay_in_the_budget_too(
+    reasoner: LocalModel, knobs: dict[str, object], tokens: int
+) -> None:
+    method = AStarDecoding(ChainOracle(auc=0.8), 3, **knobs)  # type: ignore[arg-type]
+    for question in questions(3, (4, 6)):
+        answer = method.solve(reasoner, question, Budget(tokens=tokens), SAMPLING)
+        total = answer.ledger.totals()
+        assert total.generated <= tokens
+        assert total.generated == total.delivered + total.discarded
+        assert answer.detail["passes"] == answer.ledger.totals(role="verifier").calls
+
+
 def test_dropped_and_pruned_states_give_their_memory_back(reasoner: LocalModel) -> None:
     (question,) = questions(1, (6, 6))
     method = AStarDecoding(ChainOracle(auc=0.6), 4, frontier_cap=2, r_min=0.1)
@@ -402,6 +486,8 @@ def test_a_delimiter_that_never_comes_is_reported(reasoner: LocalModel) -> None:
         ({"answer_reserve": 0}, "answer_reserve=0"),
         ({"max_steps": 0}, "max_steps=0"),
         ({"step_tokens": 0}, "step_tokens=0"),
+        ({"stride": 0}, "stride=0"),
+        ({"judge_agreed": False, "merge_duplicates": False}, "judge_agreed=False"),
     ],
 )
 def test_knobs_out_of_range_are_refused(knobs: dict[str, object], said: str) -> None:

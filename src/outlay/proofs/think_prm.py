@@ -18,24 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from outlay.errors import InputError
 from outlay.figure import PALETTE
 from outlay.models.local import LocalModel
+from outlay.proofs import think_prm_card, think_prm_changes
 from outlay.proofs import think_prm_runs as runs
 from outlay.proofs.base import Check, Progress, ProofResult, Scale, silent
+from outlay.proofs.think_prm_changes import MORE
+from outlay.proofs.think_prm_measures import f1_gap, f1s, gap_of, interval_of
 from outlay.proofs.think_prm_runs import Bench, N, Verdicts
 from outlay.reason.think_prm.filters import Kept, Mode
 from outlay.reason.think_prm.verifier import ThinkPRM
-from outlay.stats import FloatArray, mean_interval, percentiles, resample_means
+from outlay.stats import percentiles
 from outlay.testbeds.reasoner import checkpoint_path
 
 # Targets.
 SURVIVE = (0.40, 0.65)  # the sheet's shares of faults leave 0.62 of chains without one
 INVALID = 0.03  # share of ill-formed critiques after training
 PILED = 0.5  # share of scores within 0.05 of 0 or 1
-MORE = 4  # chains in parallel
 
 PROCESS, OUTCOME, NONE = "process filter", "outcome filter", "unfiltered"
 ZERO, FEW, MANY = "zero-shot judge", "discriminative, 1K", "discriminative, all"
@@ -101,14 +101,17 @@ def run(
     progress(f"{len(found)} solutions; test questions")
     bench = Bench.draw(policy, size.tests, size.votes, seed + 1)
     judged: dict[str, Verdicts] = {}
+    changes: list[think_prm_changes.Found] = []
     if size.practice:
         base = runs.practised(policy, size.practice, seed)
         progress("reading practice done")
         judged[ZERO] = runs.judge(bench, runs.generative(base))
+        critics: dict[str, ThinkPRM] = {}
         for name, mode in modes.items():
             progress(f"critic: {name}")
             verifier = runs.critic(base, kept[name], mode, folder if name == PROCESS else None)
             judged[name] = runs.judge(bench, verifier)
+            critics[mode] = verifier
             if name == PROCESS:
                 judged[SEVERAL] = runs.judge(bench, runs.several(verifier, MORE))
         for name, part, settings in (
@@ -117,6 +120,17 @@ def run(
         ):
             progress(f"classifier: {name}")
             judged[name] = runs.judge(bench, runs.classifier(base, part, settings))
+        changes = think_prm_changes.tried(
+            bench,
+            think_prm_changes.Students(base, found, size.critiqued, size.kept, seed),
+            critics,
+            {
+                think_prm_changes.PROCESS: judged[SEVERAL],
+                think_prm_changes.CLASSIFIER: judged[FEW],
+                think_prm_changes.JUDGE: judged[ZERO],
+            },
+            progress,
+        )
     else:
         progress("judging with the shipped verifier")
         judged[PROCESS] = runs.judge(bench, ThinkPRM.load("reasoner"))
@@ -125,49 +139,22 @@ def run(
     checks += _critiques(judged[PROCESS], bench)
     if size.practice:
         checks += _filters(judged) + _against(judged, bench, len(found)) + _tokens(judged, bench)
+    for change in changes:
+        checks += change.checks()
     data = result.data = _data(judged, kept, bench, len(found), weights)
+    data["changes"] = {
+        change.name: {name: _row(verdicts) for name, verdicts in change.judged.items()}
+        for change in changes
+    }
     if folder is not None:
         counts = {"practice": size.practice, "kept": len(kept[PROCESS].chains)}
-        runs.describe(folder, weights, counts, data["test"], data["verifiers"][PROCESS])
+        think_prm_card.describe(folder, weights, counts, data["test"], data["verifiers"][PROCESS])
     result.draw = _drawer(judged, bench)
     return result.finish()
 
 
 def _device(scale: Scale) -> str | None:
     return None if scale == "gpu" else "cpu"
-
-
-# -- measures -------------------------------------------------------------------------------------
-
-
-def f1(counts_3: FloatArray) -> float:
-    """First-error F1 of (found, false alarms, missed)."""
-    hit, alarm, missed = (float(value) for value in counts_3)
-    return 2 * hit / max(1e-9, 2 * hit + alarm + missed)
-
-
-def _f1s(verdicts: Verdicts) -> FloatArray:
-    """F1 of the whole bench, then of 1000 resamples of its questions."""
-    counts_Q3 = verdicts.found
-    means_R3 = resample_means(counts_Q3, 1000, 0)
-    return np.array([f1(counts_Q3.sum(axis=0)), *(f1(row) for row in means_R3)])
-
-
-def _f1_gap(ours: Verdicts, theirs: Verdicts) -> tuple[float, tuple[float, float]]:
-    gap_R = _f1s(ours) - _f1s(theirs)  # both see the same resamples
-    return float(gap_R[0]), percentiles(gap_R[1:], 0.95)
-
-
-def _gap(ours_Q: FloatArray, theirs_Q: FloatArray) -> tuple[float, tuple[float, float]]:
-    interval = mean_interval(ours_Q - theirs_Q)
-    lo = interval.mean if interval.lo is None else interval.lo
-    hi = interval.mean if interval.hi is None else interval.hi
-    return interval.mean, (lo, hi)
-
-
-def _interval(values_Q: FloatArray) -> tuple[float, float]:
-    interval = mean_interval(values_Q)
-    return interval.lo or 0.0, 1.0 if interval.hi is None else interval.hi
 
 
 # -- claims ---------------------------------------------------------------------------------------
@@ -188,7 +175,7 @@ def _survival(kept: Kept) -> Check:
 
 def _critiques(process: Verdicts, bench: Bench) -> list[Check]:
     guess = runs.constant_guess(bench)
-    values_R = _f1s(process)
+    values_R = f1s(process)
     error, piled = process.calibration()
     solutions = sum(len(row) for row in process.scores)
     return [
@@ -226,7 +213,7 @@ def _critiques(process: Verdicts, bench: Bench) -> list[Check]:
 def _filters(judged: Mapping[str, Verdicts]) -> list[Check]:
     checks = []
     for better, worse in ((PROCESS, OUTCOME), (OUTCOME, NONE)):
-        gap, ci = _f1_gap(judged[better], judged[worse])
+        gap, ci = f1_gap(judged[better], judged[worse])
         checks.append(
             Check(
                 f"{better} beats {worse} in finding first errors",
@@ -234,11 +221,11 @@ def _filters(judged: Mapping[str, Verdicts]) -> list[Check]:
                 gap,
                 ci[0] > 0,
                 ci,
-                f"first-error F1 {_f1s(judged[better])[0]:.3f} against "
-                f"{_f1s(judged[worse])[0]:.3f}; target: interval above 0",
+                f"first-error F1 {f1s(judged[better])[0]:.3f} against "
+                f"{f1s(judged[worse])[0]:.3f}; target: interval above 0",
             )
         )
-        gap, ci = _gap(judged[better].best(), judged[worse].best())
+        gap, ci = gap_of(judged[better].best(), judged[worse].best())
         checks.append(
             Check(
                 f"{better} is no worse than {worse} in best-of-{N}",
@@ -262,11 +249,11 @@ def _against(judged: Mapping[str, Verdicts], bench: Bench, found: int) -> list[C
     for name, wanted in targets.items():
         label = f"{name} ({found} solutions)" if name == MANY else name
         for measure, (gap, ci) in (
-            ("first-error F1", _f1_gap(judged[PROCESS], judged[name])),
-            (f"best-of-{N}", _gap(judged[PROCESS].best(), judged[name].best())),
+            ("first-error F1", f1_gap(judged[PROCESS], judged[name])),
+            (f"best-of-{N}", gap_of(judged[PROCESS].best(), judged[name].best())),
         ):
             both = (
-                f"F1 {_f1s(judged[PROCESS])[0]:.3f} against {_f1s(judged[name])[0]:.3f}"
+                f"F1 {f1s(judged[PROCESS])[0]:.3f} against {f1s(judged[name])[0]:.3f}"
                 if measure == "first-error F1"
                 else _accuracies(judged, PROCESS, name)
             )
@@ -281,7 +268,7 @@ def _against(judged: Mapping[str, Verdicts], bench: Bench, found: int) -> list[C
                     both + target,
                 )
             )
-    gap, ci = _gap(judged[SEVERAL].best(), judged[PROCESS].best())
+    gap, ci = gap_of(judged[SEVERAL].best(), judged[PROCESS].best())
     checks.append(
         Check(
             f"@{MORE} is no worse than @1 in best-of-{N}",
@@ -292,7 +279,7 @@ def _against(judged: Mapping[str, Verdicts], bench: Bench, found: int) -> list[C
             _accuracies(judged, SEVERAL, PROCESS) + "; target: not separably below 0",
         )
     )
-    gap, ci = _gap(judged[PROCESS].best(), bench.majority(N))
+    gap, ci = gap_of(judged[PROCESS].best(), bench.majority(N))
     checks.append(
         Check(
             f"best-of-{N} beats majority@{N}",
@@ -312,7 +299,7 @@ def _tokens(judged: Mapping[str, Verdicts], bench: Bench) -> list[Check]:
     spent = bench.policy_tokens(N) + judged[PROCESS].tokens
     most = len(bench.values[0])
     equal = next((n for n in range(N, most + 1) if bench.policy_tokens(n) >= spent), most)
-    gap, ci = _gap(judged[PROCESS].best(), bench.majority(equal))
+    gap, ci = gap_of(judged[PROCESS].best(), bench.majority(equal))
     return [
         Check(
             f"best-of-{N} with critiques against majority@{equal} at equal tokens",
@@ -331,7 +318,7 @@ def _tokens(judged: Mapping[str, Verdicts], bench: Bench) -> list[Check]:
 
 
 def _row(verdicts: Verdicts) -> dict[str, Any]:
-    values_R = _f1s(verdicts)
+    values_R = f1s(verdicts)
     weighted, naive = verdicts.best(), verdicts.best(naive=True)
     error, piled = verdicts.calibration()
     return {
@@ -340,7 +327,7 @@ def _row(verdicts: Verdicts) -> dict[str, Any]:
         "exact_on_wrong": round(verdicts.exact[0], 4),
         "exact_on_right": round(verdicts.exact[1], 4),
         "best_of_n": round(float(weighted.mean()), 4),
-        "best_ci": _interval(weighted),
+        "best_ci": interval_of(weighted),
         "best_of_n_naive": round(float(naive.mean()), 4),
         "invalid": round(verdicts.invalid, 4),
         "ece": round(error, 4),
@@ -394,7 +381,7 @@ def _drawer(judged: Mapping[str, Verdicts], bench: Bench) -> Callable[[Path], No
         left, right = figure.subplots(1, 2)
         names = list(judged)
         for at, name in enumerate(names):
-            values_R = _f1s(judged[name])
+            values_R = f1s(judged[name])
             lo, hi = percentiles(values_R[1:], 0.95)
             color = PALETTE[at % len(PALETTE)]
             middle = float(values_R[0])
@@ -402,7 +389,7 @@ def _drawer(judged: Mapping[str, Verdicts], bench: Bench) -> Callable[[Path], No
             left.plot([lo, hi], [at, at], color="#222222", linewidth=1.2)
             tokens = bench.policy_tokens(N) + judged[name].tokens
             best = judged[name].best()
-            low, high = _interval(best)
+            low, high = interval_of(best)
             right.errorbar(
                 tokens,
                 best.mean(),

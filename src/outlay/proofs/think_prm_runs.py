@@ -27,6 +27,7 @@ from outlay.reason.think_prm.discriminative import (
 from outlay.reason.think_prm.filters import ChainFilter, Kept, Mode
 from outlay.reason.think_prm.format import COMPACT
 from outlay.reason.think_prm.templated import (
+    TeacherNoise,
     TemplatedTeacher,
     label_solution,
     practice,
@@ -112,9 +113,11 @@ def sources(policy: LocalModel, problems: int, n: int, seed: int) -> list[Source
     return [source for pair in zip(wrong[:size], right[:size], strict=True) for source in pair]
 
 
-def critiques(chosen: Sequence[Source], seed: int) -> list[Chain]:
-    """One chain of the templated teacher for every solution."""
-    return sample(chosen, TemplatedTeacher(seed=seed), 1)
+def critiques(
+    chosen: Sequence[Source], seed: int, noise: TeacherNoise | None = None
+) -> list[Chain]:
+    """One chain of the templated teacher for every solution, with its usual faults or others."""
+    return sample(chosen, TemplatedTeacher(noise or TeacherNoise(), seed), 1)
 
 
 def keep(chains: Sequence[Chain], mode: Mode, count: int | None, model: LocalModel) -> Kept:
@@ -136,11 +139,18 @@ def practised(base: LocalModel, size: int, seed: int) -> LocalModel:
     return LocalModel(network, base.tokenizer, "practised")
 
 
-def critic(base: LocalModel, kept: Kept, mode: Mode, out: Path | None = None) -> ThinkPRM:
+def critic(
+    base: LocalModel,
+    kept: Kept,
+    mode: Mode,
+    out: Path | None = None,
+    *,
+    settings: TrainSettings = TUNING,
+) -> ThinkPRM:
     """A generative verifier trained on kept chains; without labels the verdict is the chain's."""
     verdict = partial(said, layout=COMPACT) if mode == "none" else None
     rows = examples(kept.chains, COMPACT, base.tokenizer, verdict=verdict)
-    network = fine_tune(copy.deepcopy(base.model), base.tokenizer, rows, TUNING, out)
+    network = fine_tune(copy.deepcopy(base.model), base.tokenizer, rows, settings, out)
     return generative(LocalModel(network, base.tokenizer, f"critic {mode}"))
 
 
@@ -182,6 +192,13 @@ class Bench:
         drawn = distinct(task, seed, size)
         asked = questions(task, drawn)
         return cls(task, drawn, asked, solutions(policy, asked, n, HEAT, seed))
+
+    def part(self, where: Sequence[int]) -> Bench:
+        """Some of its questions."""
+        problems, asked = [self.problems[q] for q in where], [self.asked[q] for q in where]
+        return replace(
+            self, problems=problems, asked=asked, answers=[self.answers[q] for q in where]
+        )
 
     @cached_property
     def values(self) -> list[list[str | None]]:
@@ -247,6 +264,16 @@ class Verdicts:
     errors: list[list[int | None]]
     valid: list[list[bool]]
     ledgers: list[Ledger]
+
+    def part(self, where: Sequence[int]) -> Verdicts:
+        """Those on some of the questions."""
+        return Verdicts(
+            self.bench.part(where),
+            [self.scores[q] for q in where],
+            [self.errors[q] for q in where],
+            [self.valid[q] for q in where],
+            [self.ledgers[q] for q in where],
+        )
 
     def best(self, *, naive: bool = False) -> FloatArray:
         """(Q,) whether best-of-N is right: by the sum of scores, or by the best score alone."""
@@ -376,91 +403,6 @@ def constant_guess(bench: Bench) -> float:
     wrong = sum(source.bad for source in labelled)
     hits = max(counts.values())
     return 2 * hits / (len(labelled) + wrong)
-
-
-_CARD = """---
-license: apache-2.0
-library_name: transformers
-pipeline_tag: text-generation
----
-
-# A tiny verifier that thinks
-
-A Llama of {parameters:,} parameters that critiques every step of a chain of arithmetic modulo 20,
-then says whether the solution is correct: ThinkPRM (arXiv 2504.16828) at the size of the reasoner
-beside it. It exists for experiments on verified search and voting.
-
-## How it writes
-
-    <user>3+4*7=?
-    3+4=A7;7*7=B8;=C8<assistant><think>1:3+4=7-A7=0y;2:7*7=9-B8=1n;</think>?n<eos>
-
-The request marks every stated result with a letter. The critique of a step is what it should say,
-less the stated result after its letter, the distance, and the verdict (`y` or `n`). It stops at the
-first wrong step. `?` asks for the verdict on the solution.
-
-    from outlay.reason.think_prm import ThinkPRM
-    verifier = ThinkPRM.load("reasoner")
-
-## How it was made
-
-From the reasoner's smaller checkpoint (weights' SHA-256 {source}...), by the proof of think-prm:
-
-1. Reading practice: {practice:,} solutions with random slips, worked out again without verdicts.
-2. Fine-tuning on {kept:,} critiques of solutions sampled from the reasoner, half of them wrong.
-   The teacher is made of templates with known faults; chains whose decisions disagree with the
-   exact step labels are filtered out. {epochs:g} epochs, batch {batch}, constant rate {lr:g}.
-
-## Measured
-
-On {questions} held-out questions, {solutions} solutions sampled by the reasoner at temperature 0.8:
-
-{rows}
-
-## Limits
-
-It knows single chains of {low} to {high} operations in the reasoner's format `<short>`, and nothing
-else: no joined problems, no checks, no facts. Its scores pile up near 0 and 1 and are no
-probabilities.
-"""
-
-
-def describe(
-    folder: Path,
-    reasoner: str,
-    size: Mapping[str, int],
-    test: Mapping[str, object],
-    row: Mapping[str, object],
-) -> None:
-    """Write the model card of a saved verifier from what was run and measured."""
-    from safetensors.numpy import load_file
-
-    weights = load_file(folder / "model.safetensors")
-    names = {
-        "first_error_f1": "first-error F1",
-        "exact_on_wrong": "first error found, of wrong solutions",
-        "exact_on_right": "left alone, of right solutions",
-        "best_of_n": f"accuracy of best-of-{N}, weighted",
-        "invalid": "ill-formed critiques",
-        "ece": "expected calibration error",
-    }
-    lines = ["| measure | value |", "|---|---:|"]
-    lines += [f"| {label} | {row[name]} |" for name, label in names.items()]
-    card = _CARD.format(
-        parameters=sum(value.size for value in weights.values()),
-        source=reasoner,
-        practice=size["practice"],
-        kept=size["kept"],
-        epochs=TUNING.epochs,
-        batch=TUNING.batch,
-        lr=TUNING.lr,
-        questions=test["questions"],
-        solutions=test["solutions"],
-        rows="\n".join(lines),
-        low=OPERATIONS[0],
-        high=OPERATIONS[1],
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def fingerprint() -> str:

@@ -9,25 +9,26 @@ decays is left for an older sibling, and no dead branch is finished.
 Where this differs from the paper, or fills in what the sources read do not say: the cost formula,
 k and the limits could not be verified, so the cost is a knob (a reward that drops is paid for ever
 by default), steps out of the prompt have no drop to pay for, and ties go to the better score, the
-deeper and then the older state. Successors with the same text are merged. A goal must carry an
-answer that can be read. An expansion that does not fit into what is left is not started: then the
-best goal made so far answers, or the best open state is completed greedily from a reserve.
+deeper and then the older state. Successors with the same text are merged. The verifier may look
+less often (`stride`, `judge_agreed`), where its passes cost more than sampling. A goal must carry
+an answer that can be read. An expansion that does not fit into what is left is not started: then
+the best goal made so far answers, or the best open state is completed greedily from a reserve.
 h is no true cost-to-go and verifiers are noisy: no optimality is claimed.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from outlay.errors import BudgetError, InputError
 from outlay.models.base import Branch
-from outlay.reason.astar_states import COSTS, Cost, Frontier, State, step_cost
-from outlay.reason.base import Answer, Extend, Open, Session, Strategy, Verifier
-from outlay.reason.search import Node, check_steps, expand, judge
-from outlay.reason.voting import Aggregate, Solving, aggregate, answer_of
+from outlay.reason.astar_search import Search
+from outlay.reason.astar_states import COSTS, Cost, State
+from outlay.reason.base import Extend, Open, Session, Strategy, Verifier
+from outlay.reason.search import Node, Nodes, check_steps, expand
+from outlay.reason.voting import Aggregate, Solving, aggregate
 
 StopRule = Literal["first_goal", "m_goals"]
 
@@ -53,6 +54,10 @@ class AStarDecoding(Solving):
         width: states expanded at a time. 1 is the published search; with as many as there are it
             is breadth-first.
         merge_duplicates: keep one of the successors with equal text.
+        stride: steps sampled between two looks of the verifier, which judges them in one pass. 1
+            is the published search.
+        judge_agreed: False saves the pass where all k successors of a state are one text: it keeps
+            its parent's score, and is judged with the next step at which samples differ.
         k_min: k grows from here to `k` with h, which spends samples where the verifier is unsure;
             None samples `k` everywhere.
         calibrate: subtract from h its mean over the states of the same depth (0.5 stays the
@@ -79,6 +84,8 @@ class AStarDecoding(Solving):
     r_min: float = 0.0
     width: int = 1
     merge_duplicates: bool = True
+    stride: int = 1
+    judge_agreed: bool = True
     k_min: int | None = None
     calibrate: bool = False
     max_steps: int = 40
@@ -88,13 +95,15 @@ class AStarDecoding(Solving):
     max_passes: int | None = None
 
     def __post_init__(self) -> None:
-        least_one = ("k", "m", "width", "frontier_cap", "k_min", "answer_reserve")
+        least_one = ("k", "m", "width", "frontier_cap", "stride", "k_min", "answer_reserve")
         for name in (*least_one, "max_expansions", "max_passes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}={value}; must be at least 1")
         if self.k_min is not None and self.k_min > self.k:
             raise InputError(f"k_min={self.k_min} exceeds k={self.k}")
+        if not self.judge_agreed and not self.merge_duplicates:
+            raise InputError("judge_agreed=False saves passes of merged successors; merge them")
         if self.cost not in COSTS:
             raise InputError(f"cost={self.cost!r}; choose {', '.join(COSTS)}")
         if self.stop_rule not in ("first_goal", "m_goals"):
@@ -122,19 +131,22 @@ class AStarDecoding(Solving):
                 f"the prompt leaves {room} tokens of the window of {session.model.name}, less than "
                 f"answer_reserve={self.answer_reserve}; shorten the prompt or lower answer_reserve"
             )
-        search = _Search(self, session, State(Node(root)))
+        search = Search(self, session, State(Node(root)))
         try:
             while states := search.take():
                 k = max(self._successors(state) for state in states)
+                limit = search.step_limit(len(states) * k)
                 rows = yield from expand(
                     session,
                     [state.node for state in states],
                     k,
-                    step_tokens=search.step_limit(len(states) * k),
+                    step_tokens=limit,
                     first=search.made + 1,
                 )
+                for _ in range(1, self.stride):
+                    rows = yield from self._further(session, rows, limit)
                 parents, nodes = search.sift(states, rows)
-                search.add(parents, (yield from judge(self.verifier, nodes)))
+                search.add(parents, (yield from search.judged(nodes)))
         except BudgetError:
             search.interrupt()
         if search.found or search.goals:
@@ -167,221 +179,28 @@ class AStarDecoding(Solving):
             return replace(session, sampling=replace(session.sampling, logprobs=True))
         return session
 
+    def _further(self, session: Session, rows: Sequence[Sequence[Node]], limit: int) -> Nodes:
+        """The successors with one more step, where they are not at their end."""
+        places = [
+            (at, i)
+            for at, row in enumerate(rows)
+            for i, node in enumerate(row)
+            if not node.finished and len(node.steps) < self.max_steps
+        ]
+        made = [list(row) for row in rows]
+        if places:
+            longer = yield from expand(
+                session,
+                [rows[at][i] for at, i in places],
+                1,
+                step_tokens=limit,
+                seeds=[i for _, i in places],  # equal siblings go on in different ways
+            )
+            for (at, i), [node] in zip(places, longer, strict=True):
+                made[at][i] = replace(node, order=rows[at][i].order)
+        return made
+
     def _successors(self, state: State) -> int:
         if self.k_min is None:
             return self.k
         return self.k_min + round(min(1.0, max(0.0, state.h)) * (self.k - self.k_min))
-
-
-@dataclass
-class _Search:
-    """The books of one search."""
-
-    method: AStarDecoding
-    session: Session
-    root: State
-    found: list[State] = field(default_factory=list)  # goals that came up as the best state
-    goals: list[State] = field(default_factory=list)  # all goals
-    stuck: list[State] = field(default_factory=list)  # too deep, or below r_min
-    depths: list[int] = field(default_factory=list)  # of the expanded states
-    taken: list[State] = field(default_factory=list)  # being expanded
-    made: int = 0
-    passes: int = 0
-    duplicates: int = 0
-    dead: int = 0
-    dropped: int = 0
-    pruned: int = 0
-    longest: int = 1
-    ended: int = 0  # steps that ended at the delimiter
-    cut: int = 0  # steps that ended at step_tokens
-    stop: str = ""
-
-    def __post_init__(self) -> None:
-        self.open = Frontier(self.method.frontier_cap)
-        self.open.push(self.root)
-        left = self._left()
-        self.reserve = 0 if left is None else min(self.method.answer_reserve, left // 4)
-        self._means: dict[int, tuple[float, int]] = {}
-
-    def _left(self) -> int | None:
-        """Sampled tokens that the budget still has; None without a limit."""
-        meter = self.session.account.meter
-        if meter is None or meter.budget.counts == "prompt":
-            return None
-        return meter.remaining("think")
-
-    def take(self) -> list[State]:
-        """The states to expand now; none when the search is over."""
-        method = self.method
-        width = method.width
-        if method.max_expansions is not None:
-            width = min(width, max(1, method.max_expansions - len(self.depths)))
-        while len(self.open):
-            batch: list[State] = []
-            aside: list[State] = []
-            while len(self.open) and len(batch) + len(aside) < width:
-                state = self.open.pop()
-                if state.goal:
-                    if batch:
-                        aside.append(state)
-                        continue
-                    self.found.append(state)
-                    if method.stop_rule == "first_goal" or len(self.found) == method.m:
-                        self.stop = "goal"
-                        return []
-                elif state.depth >= method.max_steps:
-                    self.stuck.append(state)
-                else:
-                    batch.append(state)
-            for state in aside:
-                self.open.push(state)
-            if batch:
-                if stop := self._misfit(batch):
-                    self.stop = stop
-                    for state in batch:
-                        self.open.push(state)
-                    return []
-                self.depths += [state.depth for state in batch]
-                self.taken = batch
-                return batch
-        self.stop = "exhausted"
-        return []
-
-    def interrupt(self) -> None:
-        """The budget ended an expansion: its states are open again."""
-        self.stop = "budget"
-        del self.depths[len(self.depths) - len(self.taken) :]
-        for state in self.taken:
-            self.open.push(state)
-
-    def _misfit(self, batch: Sequence[State]) -> str:
-        """Why expanding `batch` does not fit into what is left; "" where it does."""
-        method = self.method
-        children = len(batch) * method.k
-        limit = method.max_expansions
-        if limit is not None and len(self.depths) + len(batch) > limit:
-            return "max_expansions"
-        if method.max_passes is not None and self.passes + children > method.max_passes:
-            return "max_passes"
-        if self.step_limit(children) < min(self.longest, method.step_tokens):
-            return "tokens"
-        return ""
-
-    def step_limit(self, children: int) -> int:
-        """Most tokens of each of `children` steps, so that the reserve is left."""
-        left = self._left()
-        if left is None:
-            return self.method.step_tokens
-        return min(self.method.step_tokens, max(0, left - self.reserve) // children)
-
-    def sift(
-        self, states: Sequence[State], rows: Sequence[Sequence[Node]]
-    ) -> tuple[list[State], list[Node]]:
-        """The successors worth a verifier's pass, and the parent of each."""
-        delimiter = self.session.question.delimiter
-        limit = min(self.method.step_tokens, self.session.sampling.max_tokens)
-        kept: list[tuple[State, Node]] = []
-        for state, row in zip(states, rows, strict=True):
-            self.made += len(row)
-            seen: set[tuple[str, bool]] = set()
-            for node in row:
-                branch = node.branch
-                self.longest = max(self.longest, len(branch.token_ids))
-                self.ended += branch.text.endswith(delimiter)
-                self.cut += branch.finish == "length" and len(branch.token_ids) >= limit
-                same = (branch.text, node.finished)
-                blank = not node.finished and not branch.text.removesuffix(delimiter).strip()
-                if blank or (self.method.merge_duplicates and same in seen):
-                    self.duplicates += 1
-                elif node.finished and self.session.question.answer(node.text) is None:
-                    self.dead += 1
-                else:
-                    seen.add(same)
-                    kept.append((state, node))
-                    continue
-                self.session.model.release(branch)
-        self.passes += sum(len(node.steps) > len(node.scores) for _, node in kept)
-        return [state for state, _ in kept], [node for _, node in kept]
-
-    def add(self, parents: Sequence[State], nodes: Sequence[Node]) -> None:
-        """Push judged successors, and prune."""
-        method = self.method
-        rewards = [aggregate(node.scores, method.agg) for node in nodes]
-        for parent, reward in zip(parents, rewards, strict=True):
-            total, count = self._means.get(parent.depth + 1, (0.0, 0))
-            self._means[parent.depth + 1] = total + 1 - reward, count + 1
-        for parent, node, reward in zip(parents, nodes, rewards, strict=True):
-            depth, h = parent.depth + 1, 1 - reward
-            if method.calibrate:
-                total, count = self._means[depth]
-                h += 0.5 - total / count
-            paid = step_cost(method.cost, method.lam, parent, h, node.branch.logprobs)
-            state = State(node, reward, h, parent.g + paid, depth, node.finished)
-            if reward < method.r_min:
-                self.dropped += 1
-                if not state.goal:
-                    self.stuck.append(state)
-                continue
-            if state.goal:
-                self.goals.append(state)
-            self.open.push(state)
-        for state in self.open.prune():
-            self.pruned += 1
-            self.session.model.release(state.node.branch)
-
-    def best_open(self) -> State:
-        """The best state that can be continued; the prompt where there is none."""
-        rest = [*self.open.states(), *self.stuck]
-        return min(rest, key=lambda state: state.key, default=self.root)
-
-    def answer(self) -> Answer:
-        """The answer of the goals that came up, or of the best one made so far."""
-        branches = [state.node.branch for state in self.goals]
-        scores = [state.reward for state in self.goals]
-        if not self.found:
-            best, status = min(self.goals, key=lambda state: state.key), "budget_goal"
-        elif len(self.found) == 1:
-            best, status = self.found[0], "goal"
-        else:
-            question = self.session.question
-            answers = [question.answer(state.node.text) for state in self.found]
-            vote = question.vote(answers, [state.reward for state in self.found])
-            best, status = self.found[vote.index], "goal"
-        chosen = best.node.branch
-        return answer_of(
-            self.session, chosen, branches, status=status, scores=scores, detail=self._detail()
-        )
-
-    def completed(self, branch: Branch) -> Answer:
-        """The answer of a branch that was completed without looking."""
-        chosen = branch if branch.depth else None
-        return answer_of(
-            self.session,
-            chosen,
-            [branch] if chosen else [],
-            status="completed_greedily",
-            detail=self._detail(),
-        )
-
-    def _detail(self) -> dict[str, Any]:
-        if self.cut and not self.ended:
-            warnings.warn(
-                f"no step of {self.session.question.id or 'the question'} ended with the delimiter "
-                f"{self.session.question.delimiter!r} within step_tokens="
-                f"{self.method.step_tokens}; steps of that length were searched",
-                UserWarning,
-                stacklevel=2,
-            )
-        histogram = [self.depths.count(d) for d in range(max(self.depths, default=-1) + 1)]
-        return {
-            "stopped": self.stop,
-            "expansions": len(self.depths),
-            "expansions_by_depth": histogram,
-            "nodes": self.made,
-            "passes": self.passes,
-            "duplicates": self.duplicates,
-            "goals": len(self.goals),
-            "dead": self.dead,
-            "dropped": self.dropped,
-            "pruned": self.pruned,
-        }

@@ -167,6 +167,46 @@ def test_exact_step_scores_are_those_of_a_fresh_reading(shipped):
         assert quick.steps[at] == pytest.approx(low, abs=0.05)
 
 
+def reading(model: LocalModel, chain: str) -> list[float]:
+    """Exact step scores of one chain by fresh readings, running minimum."""
+    text, low, scores = COMPACT.render(QUESTION, WRONG), 1.0, []
+    for decision in COMPACT.decisions(chain)[: len(WRONG)]:
+        root = model.open([Message(role="user", content=text)], chain[: decision.start])
+        (good,), (bad,) = model.score(root, ["y", "n"])
+        low = min(low, ratio(good, bad))
+        scores.append(low)
+        if decision.label == "bad":
+            return scores + [low] * (len(WRONG) - len(scores))
+    return scores + [min(low, 0.5)] * (len(WRONG) - len(scores))
+
+
+def test_several_chains_vote_on_the_first_error(shipped):
+    many = replace(shipped, chains=7, temperature=1.7, seed=1, step_scores="exact")
+    [found] = many.judge([QUESTION], [WRONG])
+    rows = [reading(shipped.model, chain) for chain in found.chains]
+    means = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
+    assert list(found.steps) == pytest.approx(means, abs=1e-4)
+    named = []
+    for chain in found.chains:
+        labels = [decision.label for decision in COMPACT.decisions(chain)[: len(WRONG)]]
+        if "bad" in labels or len(labels) == len(WRONG):  # a chain that stops short has no say
+            named.append(labels.index("bad") if "bad" in labels else None)
+    assert len(set(named)) > 1
+    assert named.count(found.first_error) == max(map(named.count, named))
+
+
+def test_step_scores_without_room_for_a_reading_are_those_that_were_sampled(shipped):
+    [free] = shipped.judge([QUESTION], [WRONG])
+    spent = Account.open(Budget(tokens=400, counts="all")).at("think", "verifier")
+    [exact] = replace(shipped, step_scores="exact").judge([QUESTION], [WRONG], accounts=[spent])
+    used = spent.ledger.totals()
+    short = Account.open(Budget(calls=used.calls - 1)).at("think", "verifier")
+    [found] = replace(shipped, step_scores="exact").judge([QUESTION], [WRONG], accounts=[short])
+    assert exact.complete
+    assert not found.complete
+    assert found.steps == free.steps
+
+
 def test_without_log_probabilities_verdicts_are_counted(shipped):
     blind = LocalModel(shipped.model.model, shipped.model.tokenizer, "blind")
     blind.capabilities = replace(blind.capabilities, logprobs=False)
@@ -176,7 +216,7 @@ def test_without_log_probabilities_verdicts_are_counted(shipped):
     for found in (right, wrong):
         assert found.sampled
         assert found.score * 4 == int(found.score * 4)
-        assert set(found.steps) <= {0.0, 0.5, 1.0}
+        assert all(step * 8 == int(step * 8) for step in found.steps)
     assert right.score > wrong.score
 
 

@@ -6,8 +6,9 @@ compute buys better scores: K chains in parallel (their mean), or R rounds of do
 
 Where it differs from the paper and its code: labels are scored as they were trained on (" Yes", not
 "yes" after a space); the verdict is asked after the closed thinking, as in training; K and R may be
-combined; steps get scores of their own, from the decisions in the first chain; the stop at step
-n + 1 is right for ten and more steps; equal requests of one question share one verification.
+combined; steps get scores of their own, from the chains' decisions (their mean), and the first
+error is the one that most chains name; the stop at step n + 1 is right for ten and more steps;
+equal requests of one question share one verification.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,7 +43,8 @@ class Judgement:
     Args:
         score: probability that all is right.
         steps: a score per step: how likely all is right so far, never rising.
-        first_error: index of the first step called wrong; None if there is none.
+        first_error: index of the first step called wrong, by most chains (ties go to the earlier
+            chain); None if there is none.
         chains: the critiques, one per parallel chain.
         valid: whether the first chain decides every step up to the first wrong one, or all.
         sampled: the score is a frequency of sampled verdicts, for want of log-probabilities.
@@ -165,10 +167,10 @@ class ThinkPRM:
             raise InputError(
                 f"labels={labels} begin with the same token; choose words that differ at once"
             )
-        if not model.capabilities.logprobs:
+        if not self._reads:
             warnings.warn(
-                f"{model.name} has no log-probabilities: scores are frequencies of sampled "
-                "verdicts, so use several chains",
+                f"{model.name} has no log-probabilities of given text: scores are frequencies of "
+                "sampled verdicts, so use several chains",
                 stacklevel=4,
             )
 
@@ -293,6 +295,12 @@ class ThinkPRM:
         return self.model
 
     @property
+    def _reads(self) -> bool:
+        """Whether the model scores given text, and not only what it samples."""
+        known = self._judge.capabilities
+        return known.logprobs and known.prompt_logprobs
+
+    @property
     def _layout(self) -> Layout:
         return layout_of(self.layout)
 
@@ -337,11 +345,9 @@ class ThinkPRM:
         text = layout.render(question, steps, self.number_steps)
         prompt: Prompt = text + "\n"
         rendered = ""
-        tokenizer = getattr(model, "tokenizer", None)
-        if tokenizer is None or getattr(tokenizer, "chat_template", None):
-            prompt = [Message(role="user", content=text)]
-            render = getattr(model, "render", None)
-            rendered = "" if render is None else render(prompt)
+        if model.takes_chat:
+            messages = [Message(role="user", content=text)]
+            prompt, rendered = messages, _rendered(model, messages)
         try:
             root = model.open(prompt, layout.prefix(rendered), account=account)
         except BudgetError:
@@ -414,19 +420,18 @@ class ThinkPRM:
                 scores += self._verdict(asked, job)
         except BudgetError:
             job.spent = True
-        steps, first_error, valid = self._steps(job)
+        steps, first_error, valid = self._votes(job)
         score = math.fsum(scores) / len(scores) if scores else UNDECIDED
         texts = tuple("\n".join(parts) for parts in zip(*job.rounds, strict=True))
         for chain in job.chains:
             model.release(chain)
         model.release(job.root)
-        sampled = not model.capabilities.logprobs
-        return Judgement(score, steps, first_error, texts, valid, sampled, not job.spent)
+        return Judgement(score, steps, first_error, texts, valid, not self._reads, not job.spent)
 
     def _verdict(self, asked: Branch, job: _Job) -> list[float]:
         """P(yes) after the forced question, or a sampled verdict; none if it cannot be read."""
         model, (yes, no) = self._judge, self._labels
-        if model.capabilities.logprobs:
+        if self._reads:
             rows = model.score(asked, (yes, no), account=job.account)
             means = [math.fsum(row) / len(row) for row in rows]
             return [ratio(means[0], means[1], self.tau)]
@@ -437,9 +442,21 @@ class ThinkPRM:
         said = child.text.strip().lower()
         return [float(said.startswith(yes.strip().lower()))] if said else []
 
-    def _steps(self, job: _Job) -> tuple[tuple[float, ...], int | None, bool]:
-        """Scores of the steps from the first chain's last round, running minimum."""
-        count, chain = len(job.steps), job.chains[0]
+    def _votes(self, job: _Job) -> tuple[tuple[float, ...], int | None, bool]:
+        """Mean scores of the steps, the first error of most chains, and whether the first is valid.
+
+        A chain that decides nothing up to the end has no say in the vote where another one does.
+        """
+        found = [self._steps(job, chain) for chain in job.chains]
+        rows = [row for row, _, _ in found]
+        means = tuple(math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
+        heard = [first for _, first, valid in found if valid] or [first for _, first, _ in found]
+        winner = max(heard, key=heard.count)  # the earliest of those named most often
+        return means, winner, found[0][2]
+
+    def _steps(self, job: _Job, chain: Branch) -> tuple[tuple[float, ...], int | None, bool]:
+        """Scores of the steps from a chain's last round, running minimum."""
+        count = len(job.steps)
         found = self._layout.decisions(chain.text)[:count]
         first = next((i for i, d in enumerate(found) if d.label == "bad"), None)
         judged = found if first is None else found[: first + 1]
@@ -456,11 +473,15 @@ class ThinkPRM:
 
     def _local(self, job: _Job, chain: Branch, found: Sequence[Decision]) -> list[float]:
         """P(correct) / (P(correct) + P(incorrect)) of every decision."""
-        if not self._judge.capabilities.logprobs or not chain.logprobs:
+        decode = _decoder(self._judge)
+        if not chain.logprobs or decode is None or len(chain.token_ids) > len(chain.logprobs):
             return [float(decision.label == "good") for decision in found]
-        spans = [_tokens(self._judge, chain, decision) for decision in found]
-        if self.step_scores == "exact":
-            return self._exact(job, chain, spans)
+        spans = [_tokens(decode, chain, decision) for decision in found]
+        if self.step_scores == "exact" and self._reads:
+            try:
+                return self._exact(job, chain, spans)
+            except BudgetError:  # the words that were written have scores without a reading
+                job.spent = True
         scores = []
         for decision, (start, end) in zip(found, spans, strict=True):
             written = math.exp(math.fsum(chain.logprobs[start:end]) / max(1, end - start))
@@ -496,7 +517,27 @@ def _unjudged(steps: int) -> Judgement:
     return Judgement(UNDECIDED, (UNDECIDED,) * steps, None, (), valid=False, complete=False)
 
 
-def _tokens(model: Any, chain: Branch, decision: Decision) -> tuple[int, int]:
+def _rendered(model: Model, messages: Sequence[Message]) -> str:
+    """A chat as the model's template writes it; "" where only its server knows the template."""
+    render = getattr(model, "render", None)
+    tokenizer = getattr(model, "tokenizer", None)
+    if render is None and getattr(tokenizer, "template", False):  # an endpoint's
+        render = tokenizer.render  # type: ignore[union-attr]
+    return "" if render is None else str(render(messages))
+
+
+def _decoder(model: Model) -> Callable[[Sequence[int]], str] | None:
+    """What turns the model's token ids into text; None where they are not known."""
+    decode: Any = getattr(model, "decode", None)
+    tokenizer = getattr(model, "tokenizer", None)
+    if decode is None and getattr(tokenizer, "present", False):  # an endpoint's
+        decode = tokenizer.decode  # type: ignore[union-attr]
+    return None if decode is None else lambda ids: str(decode(ids))
+
+
+def _tokens(
+    decode: Callable[[Sequence[int]], str], chain: Branch, decision: Decision
+) -> tuple[int, int]:
     """The tokens of a chain that hold a decision's word."""
     ids = list(chain.token_ids)
 
@@ -505,7 +546,7 @@ def _tokens(model: Any, chain: Branch, decision: Decision) -> tuple[int, int]:
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high) // 2
-            if len(model.decode(ids[:middle])) >= position:
+            if len(decode(ids[:middle])) >= position:
                 high = middle
             else:
                 low = middle + 1
