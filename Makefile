@@ -28,6 +28,11 @@ bench: $(STAMP) models
 	$(BIN)/python benchmarks/puzzles.py
 	$(BIN)/python benchmarks/robots.py
 	$(BIN)/python benchmarks/basir.py
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/cache.py
+	$(BIN)/python benchmarks/kv_prediction.py
+	$(BIN)/python benchmarks/schedule.py
+	$(BIN)/python benchmarks/gateway.py
 
 models: $(STAMP)
 	$(BIN)/outlay models fetch

@@ -514,4 +514,11 @@ TASKS: tuple[Entry, ...] = (
         "ChainRecall",
         "one- and two-hop questions over synthetic facts, for the reasoner testbed",
     ),
+    Entry(
+        "hiddenleaf",
+        "outlay.testbeds.searcher.tasks:HiddenLeaf",
+        "testbeds",
+        "Hidden leaves",
+        "which leaf hangs below a root: a search that can only guess at every fork",
+    ),
 )

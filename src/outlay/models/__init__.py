@@ -15,10 +15,10 @@ def load(spec: str = "embedded", **options: Any) -> Model:
 
     Args:
         spec: "embedded" (SmolLM2-135M-Instruct), "reasoner" (the testbed that thinks;
-            "reasoner/small" is its weaker sibling), "icl" (the testbed that learns in context), a
-            URL of an OpenAI-compatible server with the model's name after "#"
-            ("http://127.0.0.1:8000/v1#qwen"), or whatever transformers loads (a folder or an id).
-            A suffix "@fast" or "@exact" chooses the mode of local models.
+            "reasoner/small" is its weaker sibling), "icl" (the testbed that learns in context),
+            "searcher" (the testbed that searches trees), a URL of an OpenAI-compatible server with
+            the model's name after "#" ("http://127.0.0.1:8000/v1#qwen"), or whatever transformers
+            loads (a folder or an id). A suffix "@fast" or "@exact" chooses the mode of local models.
         options: further arguments of `LocalModel.load` or `EndpointModel`.
 
     Raises:
@@ -54,6 +54,10 @@ def load(spec: str = "embedded", **options: Any) -> Model:
 
         path = checkpoint_path(base.partition("/")[2] or DEFAULT)
         return LocalModel.load(path, mode=cast(Any, mode), name=base, **options)
+    if base == "searcher":
+        from outlay.testbeds.searcher import checkpoint_path as searcher_path
+
+        return LocalModel.load(searcher_path(), mode=cast(Any, mode), name=base, **options)
     if base == "icl":
         from outlay.testbeds.icl import checkpoint_path as icl_path
 
