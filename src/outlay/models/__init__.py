@@ -18,7 +18,7 @@ def load(spec: str = "embedded", **options: Any) -> Model:
             "reasoner/small" is its weaker sibling), "icl" (the testbed that learns in context),
             "searcher" (the testbed that searches trees), a URL of an OpenAI-compatible server with
             the model's name after "#" ("http://127.0.0.1:8000/v1#qwen"), or whatever transformers
-            loads (a folder or an id). A suffix "@fast" or "@exact" chooses the mode of local models.
+            loads (a folder or an id). A suffix "@fast" or "@exact" chooses a local model's mode.
         options: further arguments of `LocalModel.load` or `EndpointModel`.
 
     Raises:
