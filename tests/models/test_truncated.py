@@ -37,6 +37,16 @@ def test_a_layer_left_out_is_skipped() -> None:
     assert network.config.num_hidden_layers == 4
 
 
+def test_in_half_precision_the_rotary_table_stays_in_full() -> None:
+    network = tiny_network("Llama", num_hidden_layers=2).to(torch.bfloat16)
+    network.model.rotary_emb.inv_freq = tiny_network().model.rotary_emb.inv_freq
+    smaller = truncated(network, (0, 1))
+    assert smaller.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
+    assert smaller.model.rotary_emb.inv_freq.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(smaller(IDS).logits, network(IDS).logits)
+
+
 def test_changing_the_copy_leaves_the_model_alone() -> None:
     network = tiny_network()
     before = network.get_input_embeddings().weight.clone()

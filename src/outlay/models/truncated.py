@@ -65,7 +65,9 @@ def truncated(network: Any, keep: Sequence[int]) -> Any:
         head = f"{prefix}.{name.removeprefix(f'{prefix}.').split('.')[0]}."
         if head in place:
             state[place[head] + name.removeprefix(head)] = tensor
-    fresh = type(network)(smaller).to(network.dtype)
+    fresh = type(network)(smaller)
+    for name, parameter in fresh.named_parameters():  # buffers, such as rotary tables, stay as made
+        parameter.data = parameter.data.to(state[name].dtype)
     fresh.load_state_dict(state)
     fresh.generation_config = copy.deepcopy(network.generation_config)
     return fresh.to(network.device).eval()
