@@ -43,7 +43,7 @@ def main() -> None:
 
         folder = str(older(Path(request["model"]), Path(tempfile.mkdtemp())))
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        tiktoken.encoding_for_model = lambda _: tokenizer
+        tiktoken.encoding_for_model = lambda _: tokenizer  # type: ignore[assignment]
         torch.set_num_threads(request["threads"])
         compressor = PromptCompressor(folder, device_map="cpu")
         # The library finds the end of the question by tokens: a chunk must not begin with a blank.
