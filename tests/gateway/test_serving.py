@@ -390,6 +390,25 @@ def test_an_idempotency_key_gives_the_stored_outcome_and_never_a_second_request(
         assert other.status_code == 422
 
 
+def test_a_failure_that_cost_nothing_gives_its_idempotency_key_up(gateway: Serving) -> None:
+    caller = Caller(gateway)
+    headers = {"idempotency-key": "again"}
+    for _ in range(2):
+        assert caller.post(model="unreachable", max_tokens=2, headers=headers).status_code == 502
+    same = caller.post(model="status500", max_tokens=2, headers={"idempotency-key": "other"})
+    assert same.status_code == 502
+    lost = caller.post(model="status500", max_tokens=2, headers={"idempotency-key": "other"})
+    assert (lost.status_code, lost.json()["error"]["code"]) == (409, "idempotency_lost")
+
+
+def test_a_retry_keeps_its_idempotency_key(gateway: Serving) -> None:
+    caller = Caller(gateway)
+    headers = {"idempotency-key": "retried"}
+    answers = [caller.post(model="flaky", max_tokens=2, headers=headers) for _ in range(2)]
+    assert [each.status_code for each in answers] == [200, 200]
+    assert answers[1].headers["x-outlay-replayed"] == "true"
+
+
 def test_a_duplicate_in_flight_gets_409(gateway: Serving) -> None:
     caller = Caller(gateway)
     headers = {"idempotency-key": "twin"}

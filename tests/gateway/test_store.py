@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, select, text, update
 
 from outlay.errors import InputError
 from outlay.gateway.store import admin, schema
-from outlay.gateway.store.batch import Outcome, Stored
+from outlay.gateway.store.batch import Forget, Outcome, Stored
 from outlay.gateway.store.books import Ask, BudgetRow, Charge, Grant, Key, Refusal
 from outlay.gateway.store.engine import open_engine
 from outlay.gateway.store.migrate import upgrade
@@ -288,7 +288,9 @@ def test_idempotency_keys_are_scoped_per_key(database: str) -> None:
     run(work)
 
 
-def test_an_outcome_is_forgotten_after_its_time_and_a_released_one_at_once(database: str) -> None:
+def test_an_outcome_is_forgotten_after_its_time_and_a_claim_when_it_is_given_up(
+    database: str,
+) -> None:
     async def work() -> None:
         async with bench(database) as b:
             b.store.keep = 0.3
@@ -299,7 +301,28 @@ def test_an_outcome_is_forgotten_after_its_time_and_a_released_one_at_once(datab
             b.store.keep = 60
             grant = await b.grant(idempotency="y", fingerprint="f")
             await b.store.release(grant.id, 429)
+            assert isinstance(await b.store.admit(b.ask(idempotency="y")), Stored)
+            await b.store.submit(Forget(b.key.id, "y"))
             assert isinstance(await b.store.admit(b.ask(idempotency="y")), Grant)
+
+    run(work)
+
+
+def test_a_claim_survives_until_its_worker_is_certainly_dead(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from outlay.gateway.store import batch
+
+    async def work() -> None:
+        async with bench(database) as b:
+            b.store.keep = 60
+            grant = await b.grant(idempotency="x", fingerprint="f")
+            await b.store.release(grant.id)
+            assert isinstance(await b.store.admit(b.ask(idempotency="x")), Stored)
+            monkeypatch.setattr(batch, "_STALE", 0.0)
+            taken = await b.store.admit(b.ask(idempotency="x"))
+            assert isinstance(taken, Grant)
+            assert isinstance(await b.store.admit(b.ask(idempotency="x")), Stored)
 
     run(work)
 

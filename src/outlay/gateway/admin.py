@@ -31,7 +31,7 @@ _OWNERS = ("caller", "owner")  # roles that see no more than an owner does
 
 
 class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class KeyForm(_Form):
@@ -125,6 +125,8 @@ async def _actor(gateway: Gateway, request: Request, *, change: bool) -> Key:
     key = await gateway.key(request.scope)
     if not may_read(key) or (change and key.role == "viewer"):
         raise RequestError(403, f"a key with the role {key.role!r} may not do this", "forbidden")
+    if b"%00" in request.scope["query_string"] or "\0" in request.scope["path"]:
+        raise invalid("an address holds no NUL character")  # PostgreSQL's texts cannot
     return key
 
 
@@ -297,7 +299,7 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         for name in ("key_id", "owner", "team", "model", "route", "request", "kind"):
             if value := request.query_params.get(name):
                 query = query.where(table.c[name] == value)
-        if (before := request.query_params.get("before", "")).isdigit():
+        if (before := request.query_params.get("before", "")).isdecimal():
             query = query.where(table.c.seq < int(before[:18]))
         rows = await gateway.store.call(
             lambda connection, now: [plain(row) for row in connection.execute(query)]
@@ -360,7 +362,7 @@ def plain(row: Row[Any]) -> dict[str, Any]:
 
 def _limit(request: Request) -> int:
     given = request.query_params.get("limit", "100")
-    if not given.isdigit() or not 1 <= int(given) <= _PAGE:
+    if not given.isdecimal() or not 1 <= int(given) <= _PAGE:
         raise invalid(f"limit must be between 1 and {_PAGE}", "limit")
     return int(given)
 

@@ -46,6 +46,7 @@ def build(config: Config, *, path: Path | None = None) -> Starlette:
     """
     from outlay.gateway.admin import admin_routes
     from outlay.gateway.dashboard.routes import dashboard_routes
+    from outlay.gateway.openapi import schema_routes
 
     settings = config.store
     store = Store(
@@ -88,6 +89,7 @@ def build(config: Config, *, path: Path | None = None) -> Starlette:
         Route("/health/ready", _guard(gateway, _ready)),
         Route("/metrics", _guard(gateway, _metrics)),
         *admin_routes(gateway),
+        *schema_routes(gateway),
         *dashboard_routes(gateway),
     ]
     middleware = []

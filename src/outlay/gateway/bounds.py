@@ -47,6 +47,7 @@ class _Body(BaseModel):
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     n: _Limit | None = None
+    best_of: _Limit | None = None
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
     functions: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
 
@@ -64,7 +65,6 @@ class CompletionsBody(_Body):
 
     prompt: str | list[str] | list[int] | list[list[int]] = "<|endoftext|>"
     max_tokens: Annotated[int, Field(ge=0)] | None = None
-    best_of: _Limit | None = None
 
 
 class ResponsesBody(_Body):
@@ -273,7 +273,7 @@ class _Weigher:
 
     def item(self, item: Mapping[str, Any]) -> int:
         kind = item.get("type", "message")
-        if kind not in _ITEMS:
+        if not isinstance(kind, str) or kind not in _ITEMS:
             raise invalid(f"input items of type {kind!r:.60} have no bound on their size", "input")
         return self.message(item)
 
@@ -288,6 +288,8 @@ class _Weigher:
         if isinstance(part, str):
             return self.count(part)
         kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str):
+            raise invalid("content parts need a type", "messages")
         if kind in _TEXTS:
             return self.strings(part)
         for kinds, constant, name in (
@@ -308,7 +310,7 @@ class _Weigher:
 
     def tool(self, tool: Mapping[str, Any], *, legacy: bool) -> int:
         kind = "function" if legacy else tool.get("type")
-        if kind not in _TOOLS:
+        if not isinstance(kind, str) or kind not in _TOOLS:
             raise invalid(
                 f"tools of type {kind!r:.60} run at the provider and can change the price",
                 "tools",

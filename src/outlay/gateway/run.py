@@ -75,6 +75,7 @@ def create() -> Starlette:
     """The application of a worker process."""
     from outlay.gateway.app import build
 
+    sys.setswitchinterval(0.0005)  # requests wait for no more of a batch of the store's thread
     path = os.environ.get(_CONFIG)
     return build(read(path), path=Path(path) if path else None)
 

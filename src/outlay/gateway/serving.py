@@ -26,7 +26,7 @@ from outlay.gateway.metrics import Metrics
 from outlay.gateway.money import dollars
 from outlay.gateway.problems import RequestError, error_body, invalid, upstream_failed
 from outlay.gateway.store.admin import same, split
-from outlay.gateway.store.batch import Outcome, Release, Settle, Stored
+from outlay.gateway.store.batch import Forget, Outcome, Release, Settle, Stored
 from outlay.gateway.store.books import Ask, Charge, Grant, Key, Left, Refusal
 from outlay.gateway.store.store import Store, StoreError
 from outlay.gateway.upstream import Broken, NotSent, Reply, Server
@@ -92,8 +92,8 @@ class Gateway:
             )
         return key
 
-    async def persist(self, closing: Settle | Release) -> Any:
-        """Close a reservation whatever happens to the caller.
+    async def persist(self, closing: Settle | Release | Forget) -> Any:
+        """Close a reservation, or give up a claim, whatever happens to the caller.
 
         While the database fails it is tried again and again in the background.
         """
@@ -103,7 +103,7 @@ class Gateway:
             return await asyncio.shield(future)
         return None
 
-    def _persisted(self, closing: Settle | Release, done: asyncio.Future[Any]) -> None:
+    def _persisted(self, closing: Settle | Release | Forget, done: asyncio.Future[Any]) -> None:
         if done.cancelled() or done.exception() is None:
             return
         self.metrics.store_errors.inc()
@@ -140,6 +140,11 @@ class Serving:
         except StoreError as error:
             self.gateway.metrics.store_errors.inc()
             await exchange.fail(_closed(error))
+        except Exception:  # a mistake of ours: said as an error of the API, and logged
+            log.exception("request %s failed", exchange.id)
+            await exchange.fail(
+                RequestError(500, "the gateway failed; see its log", "api_error", "internal_error")
+            )
         finally:
             exchange.observe()
 
@@ -169,6 +174,7 @@ class Exchange:
         self.model = self.route = self.upstream = ""
         self.kept: bytearray | None = None
         self.left: tuple[Left, ...] = ()
+        self.claimed = self.resolved = False  # an idempotency key, and its outcome
 
     # -- the request ----------------------------------------------------------------------------
 
@@ -228,7 +234,7 @@ class Exchange:
             config.server.timeout, self._stop, task, "timeout"
         )
         try:
-            await self._attempts(ask, wanted, table)
+            await self._claimed(ask, wanted, table)
         except asyncio.CancelledError:
             if not self.stopped or task.uncancel():
                 raise  # the server stops
@@ -252,6 +258,14 @@ class Exchange:
         if not self.over and not self.stopped:
             self.stopped = why
             task.cancel()
+
+    async def _claimed(self, ask: Ask, wanted: Wanted, table: ModelTable) -> None:
+        """All attempts; one that ends without an outcome gives up its idempotency key."""
+        try:
+            await self._attempts(ask, wanted, table)
+        finally:
+            if self.claimed and not self.resolved:
+                await self.gateway.persist(Forget(ask.key.id, ask.idempotency))
 
     async def _attempts(self, ask: Ask, wanted: Wanted, table: ModelTable) -> None:
         server = self.gateway.servers[table.upstream]
@@ -308,6 +322,7 @@ class Exchange:
             await self._replay(admitted)
             return
         self.left = admitted.left
+        self.claimed = bool(ask.idempotency)
         closer = _Closer(self, admitted, wanted, table, attempt)
         try:
             if not free:
@@ -570,6 +585,9 @@ class _Closer:
             fields[table.limit_field] = self.grant.output
         elif wanted.endpoint == "completions":
             fields["max_tokens"] = self.grant.output
+        else:  # embeddings have no stream, whatever was asked for
+            fields.pop("stream", None)
+            fields.pop("stream_options", None)
         if wanted.stream and wanted.endpoint in ("chat", "completions"):
             fields["stream_options"] = {
                 **(wanted.fields.get("stream_options") or {}),
@@ -621,6 +639,7 @@ class _Closer:
         outcome = self._outcome(status, media)
         if outcome is None and self.exchange.kept is not None:
             outcome = Outcome(502, _JSON, b"")  # charged, and not to be repeated
+        self.exchange.resolved = outcome is not None
         settled = await gateway.persist(Settle(self.grant.id, charge, outcome))
         gateway.metrics.charged(self.wanted.model, charge, self.grant)
         if settled is not None and settled.overrun:
@@ -734,7 +753,7 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
         raise RequestError(415, "send JSON in UTF-8 (content-type: application/json)")
     length = header(scope, b"content-length")
     too_large = RequestError(413, f"the body has more than {most} bytes", code="body_too_large")
-    if length.isdigit() and int(length) > most:
+    if length.isdecimal() and int(length) > most:
         raise too_large
     body = bytearray()
     while True:

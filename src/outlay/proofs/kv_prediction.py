@@ -29,6 +29,7 @@ from outlay.proofs.kv_prediction_figure import draw
 from outlay.proofs.kv_prediction_runs import (
     GREEDY,
     PREFIX,
+    REAL,
     Exact,
     Interval,
     Timed,
@@ -240,18 +241,27 @@ def _text(outcomes: Mapping[str, Any]) -> list[Check]:
     ]
 
 
+CHANGES = {
+    PREFIX: "the base's first layers as they are and untrained maps",
+    REAL: "the base reads the last 64 tokens itself",
+}
+
+
 def _tried(outcomes: Mapping[str, Any], material: str) -> list[Check]:
-    """A change: the base's own first layers as the auxiliary, maps from regression alone."""
-    if PREFIX not in outcomes:
-        return []
-    first, none = outcomes[PREFIX], outcomes["no prompt"]
-    saved = interval((none.nll_N - first.nll_N).numpy())
-    note = (
-        f"{float(none.nll_N.mean()):.3f} nats a token without a prompt minus "
-        f"{float(first.nll_N.mean()):.3f}; {_share(outcomes, PREFIX)}; n={len(first.nll_N)}"
-    )
-    claim = f"{material}: a change, the base's first layers as they are and untrained maps"
-    return [_gain(claim, "", saved, note, target=False)]
+    """Changes: an untrained pair from the base's own layers, and more real tokens at the end."""
+    checks = []
+    none = outcomes["no prompt"]
+    for way, what in CHANGES.items():
+        if way not in outcomes:
+            continue
+        found = outcomes[way]
+        saved = interval((none.nll_N - found.nll_N).numpy())
+        note = (
+            f"{float(none.nll_N.mean()):.3f} nats a token without a prompt minus "
+            f"{float(found.nll_N.mean()):.3f}; {_share(outcomes, way)}; n={len(found.nll_N)}"
+        )
+        checks.append(_gain(f"{material}: a change, {what}", "", saved, note, target=False))
+    return checks
 
 
 def _needles(outcomes: Mapping[str, Any]) -> list[Check]:

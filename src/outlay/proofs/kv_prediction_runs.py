@@ -46,6 +46,7 @@ Interval = tuple[float, float, float]
 GREEDY = 16  # tokens of the greedy comparison
 PROMPT, FOLLOW, SEED = 256, 64, 1234
 PREFIX = "first layers, untrained"
+REAL, LAST = "kvp, last 64 real", 64  # final prompt tokens that the base reads itself
 EXAMPLES = (
     "def mean(values):\n    total = sum(values)\n    return total /",
     "The capital of France is Paris. The capital of Italy is Rome. The capital of Spain is",
@@ -130,6 +131,8 @@ def outcomes(
     tokenizer = model.tokenizer
     pair = store.load(home, model.model)
     ways = readers(pair, PROMPT, alone=alone(model.model, home), seed=seed)
+    spent = sum(pair.flops(PROMPT, last_n_real=LAST))
+    ways[REAL] = Reader(model.model, spent, pair=pair, last=LAST)
     if rows:
         first = KVPredictionModel.prefix(model.model, len(pair.aux_layout))
         made_NT = text.batch(tokenizer, rows, length=512, split="train", seed=seed)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import orjson
 from sqlalchemy import (
     Connection,
+    Select,
     and_,
     bindparam,
     delete,
@@ -40,7 +42,7 @@ from outlay.gateway.store.books import (
     settle,
 )
 from outlay.gateway.store.catalogue import Catalogue
-from outlay.gateway.store.engine import is_sqlite, now
+from outlay.gateway.store.engine import is_sqlite
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,24 @@ class Settle:
 
 @dataclass(frozen=True)
 class Release:
-    """Close a reservation that never went upstream, or that the upstream refused."""
+    """Close a reservation that never went upstream, or that the upstream refused.
+
+    `forget` gives up the claim of its idempotency key, too.
+    """
 
     id: str
     status: int = 0
     note: str = ""
     outcome: Outcome | None = None
+    forget: bool = False
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Give up the claim of an idempotency key whose request failed without having cost anything."""
+
+    key_id: str
+    idempotency: str
 
 
 @dataclass(frozen=True)
@@ -129,7 +143,8 @@ class Call:
     run: Callable[[Connection, float], Any]
 
 
-Operation = Admit | Send | Settle | Release | Renew | Sweep | Call
+Operation = Admit | Send | Settle | Release | Forget | Renew | Sweep | Call
+_STALE = 900.0  # seconds after which a claim without a reservation is that of a dead worker
 Result = Any
 
 
@@ -151,8 +166,8 @@ class Batch:
     def run(self, operations: Sequence[Operation]) -> list[Result]:
         """Do all operations; results in their order. The caller commits."""
         connection = self.connection
-        self.at = now(connection)
-        if catalogue.revision(connection) != self.known.revision:
+        self.at, revision = catalogue.look(connection)
+        if revision != self.known.revision:
             self.known = catalogue.read(connection)
         ids = [op.id for op in operations if isinstance(op, Send | Settle | Release)]
         if any(isinstance(op, Sweep) for op in operations):
@@ -183,14 +198,11 @@ class Batch:
         return list(self.connection.execute(query).scalars())
 
     def _lock_reservations(self, ids: Iterable[str]) -> None:
-        table = schema.reservations
         wanted = sorted(set(ids))
         if not wanted:
             return
-        query = select(table).where(table.c.id.in_(wanted)).order_by(table.c.id)
-        if not is_sqlite(self.connection):
-            query = query.with_for_update()
-        self.rows = {row.id: row for row in self.connection.execute(query)}
+        query = _RESERVED if is_sqlite(self.connection) else _RESERVED_LOCKED
+        self.rows = {row.id: row for row in self.connection.execute(query, {"ids": wanted})}
         self.lines = {identity: lines_of(row.lines) for identity, row in self.rows.items()}
 
     def _lock_budgets(self, groups: Iterable[Sequence[BudgetRow]]) -> None:
@@ -212,17 +224,13 @@ class Batch:
             # A limit may have moved while we waited for the lock.
             if catalogue.revision(self.connection) != self.known.revision:
                 self.known = catalogue.read(self.connection)
-        counters = schema.counters
         alike: dict[int, list[str]] = defaultdict(list)
         for budget_id, start in since.items():
             alike[start].append(budget_id)
-        where = or_(
-            *(
-                and_(counters.c.budget_id.in_(group), counters.c.bucket >= start)
-                for start, group in alike.items()
-            )
-        )
-        for row in self.connection.execute(select(counters).where(where)):
+        wanted: dict[str, Any] = {}
+        for number, (start, alike_ids) in enumerate(alike.items()):
+            wanted |= {f"ids{number}": alike_ids, f"since{number}": start}
+        for row in self.connection.execute(_counting(len(alike)), wanted):
             self.counters.rows[row.budget_id][row.bucket] = Counter(row.settled, row.reserved)
             self.stored.add((row.budget_id, row.bucket))
 
@@ -288,17 +296,31 @@ class Batch:
         claim = dialect.insert(table).values(row).on_conflict_do_nothing()
         if self.connection.execute(claim.returning(table.c.key_id)).first() is not None:
             return None
-        query = select(table).where(
-            table.c.key_id == ask.key.id, table.c.idempotency == ask.idempotency
-        )
-        found = self.connection.execute(query).one()
+        mine = (table.c.key_id == ask.key.id) & (table.c.idempotency == ask.idempotency)
+        found = self.connection.execute(select(table).where(mine)).one()
+        if found.status == 0 and self._stale(found, keep):
+            self.connection.execute(update(table).where(mine).values(**row))
+            return None
         same = found.fingerprint == ask.fingerprint
         return Stored(found.status, found.media, found.body, same)
 
+    def _stale(self, found: Any, keep: float) -> bool:
+        """Whether the worker of a claim died between two attempts."""
+        if self.at - (found.expires_at - keep) < _STALE:
+            return False
+        table = schema.reservations
+        open_ = select(table.c.id).where(
+            table.c.key_id == found.key_id, table.c.idempotency == found.idempotency
+        )
+        return self.connection.execute(open_.limit(1)).first() is None
+
     def _forget(self, key_id: str, idempotency: str) -> None:
+        """Give up a claim that has no outcome."""
         table = schema.outcomes
         self.connection.execute(
-            delete(table).where(table.c.key_id == key_id, table.c.idempotency == idempotency)
+            delete(table).where(
+                table.c.key_id == key_id, table.c.idempotency == idempotency, table.c.status == 0
+            )
         )
 
     def _remember(self, row: Any, outcome: Outcome | None) -> None:
@@ -325,7 +347,7 @@ class Batch:
             if row is None:
                 return False
             self._remember(row, operation.outcome)
-            if operation.outcome is None and row.idempotency is not None:
+            if operation.forget and row.idempotency is not None:
                 self._forget(row.key_id, row.idempotency)
             self._close(row, "released", 0, 0, Charge(status=operation.status, note=operation.note))
             return True
@@ -338,6 +360,9 @@ class Batch:
                 update(table).where(table.c.id == operation.id).values(state="sent")
             )
             return True
+        if isinstance(operation, Forget):
+            self._forget(operation.key_id, operation.idempotency)
+            return None
         if isinstance(operation, Renew):
             table = schema.reservations
             self.connection.execute(
@@ -422,8 +447,7 @@ class Batch:
     def _write(self) -> None:
         connection = self.connection
         if self.closed:
-            table = schema.reservations
-            connection.execute(delete(table).where(table.c.id.in_(self.closed)))
+            connection.execute(_CLOSE, {"ids": self.closed})
         if self.opened:
             connection.execute(insert(schema.reservations), self.opened)
         if self.entries:
@@ -445,6 +469,30 @@ class Batch:
 def _turn(operation: Operation) -> int:
     """What settles by itself comes before the sweep, and what frees room before what takes it."""
     return 2 if isinstance(operation, Admit) else int(isinstance(operation, Sweep))
+
+
+# Statements that every batch runs are built once: building them costs more than running them.
+_ONE_OF = schema.reservations.c.id.in_(bindparam("ids", expanding=True))
+_RESERVED = select(schema.reservations).where(_ONE_OF).order_by(schema.reservations.c.id)
+_RESERVED_LOCKED = _RESERVED.with_for_update()
+_CLOSE = delete(schema.reservations).where(_ONE_OF)
+
+
+@cache
+def _counting(groups: int) -> Select[Any]:
+    """The counters of groups of budgets, each from a bucket on."""
+    table = schema.counters
+    return select(table).where(
+        or_(
+            *(
+                and_(
+                    table.c.budget_id.in_(bindparam(f"ids{number}", expanding=True)),
+                    table.c.bucket >= bindparam(f"since{number}"),
+                )
+                for number in range(groups)
+            )
+        )
+    )
 
 
 _MOVE = (

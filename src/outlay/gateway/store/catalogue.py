@@ -12,13 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, text, update
 
 from outlay.gateway.store import schema
 from outlay.gateway.store.books import BudgetRow, Key, Mode, Unit, index
+from outlay.gateway.store.engine import CLOCKS
 from outlay.gateway.windows import Kind, Window
 
 _REVISION = "revision"
+_CURRENT = select(schema.meta.c.value).where(schema.meta.c.name == _REVISION)
+_LOOKS = {
+    dialect: text(f"SELECT {clock}, (SELECT value FROM meta WHERE name = '{_REVISION}')")
+    for dialect, clock in CLOCKS.items()
+}
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,13 @@ class Catalogue:
 
 def revision(connection: Connection) -> int:
     """The current revision."""
-    query = select(schema.meta.c.value).where(schema.meta.c.name == _REVISION)
-    return int(connection.execute(query).scalar_one_or_none() or 0)
+    return int(connection.execute(_CURRENT).scalar_one_or_none() or 0)
+
+
+def look(connection: Connection) -> tuple[float, int]:
+    """The database's clock and the current revision, in one question."""
+    row = connection.execute(_LOOKS[connection.dialect.name]).one()
+    return float(row[0]), int(row[1] or 0)
 
 
 def touch(connection: Connection) -> None:

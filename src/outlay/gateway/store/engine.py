@@ -89,12 +89,14 @@ def is_sqlite(connection: Connection) -> bool:
     return connection.dialect.name == "sqlite"
 
 
-_CLOCKS = {
-    "sqlite": text("SELECT (julianday('now') - 2440587.5) * 86400.0"),
-    "postgresql": text("SELECT extract(epoch FROM clock_timestamp())"),
+CLOCKS = {
+    "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
+    "postgresql": "extract(epoch FROM clock_timestamp())",
 }
+"""SQL of the database's clock, in seconds since 1970."""
+_NOW = {dialect: text(f"SELECT {clock}") for dialect, clock in CLOCKS.items()}
 
 
 def now(connection: Connection) -> float:
     """The database's clock, in seconds since 1970."""
-    return float(connection.execute(_CLOCKS[connection.dialect.name]).scalar_one())
+    return float(connection.execute(_NOW[connection.dialect.name]).scalar_one())

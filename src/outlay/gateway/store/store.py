@@ -216,7 +216,8 @@ class Store:
             while True:
                 self._doubtful.append(self._unwanted.get_nowait())
         doubtful = [
-            Release(each, note="its admission was not acknowledged") for each in self._doubtful
+            Release(each, note="its admission was not acknowledged", forget=True)
+            for each in self._doubtful
         ]
         with connection.begin():
             batch = Batch(connection, self.known)
