@@ -56,7 +56,7 @@ def test_impossible_stacks_are_refused() -> None:
         Stack.parse("head+")
     with pytest.raises(InputError, match="Solver decodes by itself; drop plain"):
         Stack(decode=PlainDecoder(), reason=Solver())
-    with pytest.raises(InputError, match="Solver decodes by itself; drop FullCache"):
+    with pytest.raises(InputError, match="Solver decodes by itself; drop full-cache"):
         Stack(cache=FullCache(), reason=Solver())
     assert Stack(reason=Solver()).label() == "Solver:tries" or Stack(reason=Solver()).label()
 
@@ -88,7 +88,7 @@ def test_a_decoder_runs_over_the_cache_method_where_it_can() -> None:
     assert Stack().decoder() is None
     assert Stack(decode=PlainDecoder()).decoder() == PlainDecoder()
     assert Stack(cache=FullCache()).decoder() == CachedDecoder(FullCache())
-    with pytest.raises(CapabilityError, match="m1 keeps its own cache; drop FullCache"):
+    with pytest.raises(CapabilityError, match="m1 keeps its own cache; drop full-cache"):
         Stack(decode=ThinkingBudget(), cache=FullCache()).decoder()
 
     @dataclass(frozen=True)

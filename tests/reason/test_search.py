@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,7 @@ def test_search_never_spends_more_than_its_budget(reasoner: LocalModel, tokens: 
 
 def test_a_search_that_runs_out_answers_with_what_got_furthest(reasoner: LocalModel) -> None:
     (question,) = questions(1, (10, 10))
+    question = replace(question, prompt=f"{question.prompt}<long>")  # 12 tokens an operation
     answer = BeamSearch(Constant(), n=4, m=2).solve(reasoner, question, Budget(tokens=60), SAMPLING)
     assert answer.status == "unfinished"
     assert answer.text
