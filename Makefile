@@ -33,6 +33,7 @@ bench: $(STAMP) models
 	$(BIN)/python benchmarks/kv_prediction.py
 	$(BIN)/python benchmarks/schedule.py
 	$(BIN)/python benchmarks/gateway.py
+	$(BIN)/python benchmarks/audit.py
 
 models: $(STAMP)
 	$(BIN)/outlay models fetch

@@ -17,7 +17,7 @@ from outlay import registry
 from outlay.decode.thinking_budget import ThinkingBudget
 from outlay.errors import DependencyError, InputError
 from outlay.reason.verifiers import SelfEvaluation
-from outlay.registry import Entry, create, find, label, parse_spec, slug_of, split_spec
+from outlay.registry import SLOTS, Entry, create, find, label, parse_spec, slug_of, split_spec
 from tiny_models import tiny_model
 
 METHODS, TASKS, VERIFIERS = registry.methods(), registry.tasks(), registry.verifiers()
@@ -148,6 +148,8 @@ def test_a_label_makes_the_same_method_again(max_think: int, prefix: str, newlin
 @pytest.mark.parametrize("entry", METHODS, ids=lambda entry: entry.slug)
 def test_defaults_are_not_spelled_out(entry: Entry) -> None:
     given = {"scorer": tiny_model(), "verifier": SelfEvaluation(tiny_model())}
+    if entry.room not in SLOTS:  # what a stack is given is not for them
+        given = {}
     made = create("methods", entry.slug, given=given)
     assert label(made) == entry.slug
     assert slug_of(made) == entry.slug

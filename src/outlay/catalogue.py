@@ -384,6 +384,15 @@ METHODS: tuple[Entry, ...] = (
         "Iteration-level scheduling",
         "whole prompts prefill first, then all requests decode",
     ),
+    Entry(
+        "coin",
+        "outlay.audit.coin:CoIn",
+        "audit",
+        "CoIn",
+        "audit the count and the content of hidden reasoning tokens without seeing the text",
+        "2505.13778",
+        proof=True,
+    ),
 )
 
 VERIFIERS: tuple[Entry, ...] = (

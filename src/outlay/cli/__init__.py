@@ -15,6 +15,7 @@ from outlay.errors import OutlayError
 
 COMMANDS = (
     "ask",
+    "audit",
     "basir",
     "bench",
     "budgets",
