@@ -126,6 +126,19 @@ async def watch(soak: Soak, database: str, began: float) -> None:
         await asyncio.sleep(EVERY)
 
 
+def row(check: dict[str, Any]) -> dict[str, Any]:
+    """A check as a row of the results' table."""
+    return {
+        "case": f"{check['claim']} (at most {check['at_most']})",
+        "unit": "holds" if check["holds"] else "does not hold",
+        "ours": check["measured"],
+        "theirs": None,
+        "peer": "",
+        "ratio": None,
+        "spread": None,
+    }
+
+
 def sample(process: psutil.Process, database: str) -> dict[str, int]:
     """Memory, connections and files of a process; rows of its database."""
     engine = create_engine(database)
@@ -252,6 +265,7 @@ def write(minutes: float, soak: Soak, after: dict[str, int], books: dict[str, in
         "books": books,
         "after": after,
         "checks": found,
+        "rows": [row(each) for each in found],
         "samples": soak.samples[:: max(1, len(soak.samples) // 60)],
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
