@@ -73,7 +73,7 @@ class Server(_Table):
         grace: seconds that streams may go on after a stop was asked for.
         cors: origins that browsers may call from; none by default.
         certificate, key: PEM files, for TLS.
-        log_prompts: write prompts and answers in logs; never by default.
+        log_prompts: write request bodies, prompts included, in logs; never by default.
         log_level: debug, info, warning, error.
         docs: serve the OpenAPI page at /docs.
         cookie_secure: mark the dashboard's cookie Secure although the gateway itself has no TLS

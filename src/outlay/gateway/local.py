@@ -58,6 +58,10 @@ class LocalUpstream:
         """Always: a model in memory has no circuit to open."""
         return True
 
+    def retry_after(self) -> int:
+        """Never needed."""
+        return 1
+
     def busy(self) -> bool:
         """Whether the model is generating."""
         return self._one.locked()

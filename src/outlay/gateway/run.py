@@ -18,11 +18,11 @@ from outlay.gateway.store.engine import now, open_engine
 from outlay.gateway.store.migrate import upgrade
 
 _CONFIG = "OUTLAY_GATEWAY_CONFIG"  # hands the file's name to worker processes
-_FIELDS = ("request", "endpoint", "model", "route", "status", "seconds")
+_FIELDS = ("request", "body", "endpoint", "model", "route", "status", "seconds")
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line; no bodies, no keys."""
+    """One JSON object a line; no keys, and bodies only where `server.log_prompts` asks for them."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""

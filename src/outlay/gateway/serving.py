@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -200,6 +200,9 @@ class Exchange:
             raise RequestError(
                 403, f"this key may not use {wanted.model[:100]!r}", code="model_not_allowed"
             )
+        if config.server.log_prompts:
+            text = raw.decode("utf-8", "replace")
+            log.info("prompt", extra={"request": self.id, "body": text})
         found = config.route(wanted.model, self.endpoint)
         if found is None:
             raise RequestError(
@@ -279,7 +282,7 @@ class Exchange:
                     f"{table.upstream} is not answering; its circuit is open",
                     "api_error",
                     "upstream_unavailable",
-                    headers={"retry-after": str(max(1, round(settings.breaker_seconds)))},
+                    headers={"retry-after": str(server.retry_after())},
                 )
             try:
                 await self._attempt(ask, attempt, wanted, table, server)
@@ -295,14 +298,7 @@ class Exchange:
     ) -> None:
         store = self.gateway.store
         free = not server.busy()
-        ask = Ask(
-            **{
-                **vars(ask),
-                "id": secrets.token_hex(16),
-                "attempt": attempt,
-                "sent": free,
-            }
-        )
+        ask = replace(ask, id=secrets.token_hex(16), attempt=attempt, sent=free)
         slot = server.slot()
         if free:
             await slot.acquire()  # does not wait

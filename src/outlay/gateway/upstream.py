@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -57,6 +58,10 @@ class Server(Protocol):
 
     def ready(self) -> bool:
         """Whether requests would be tried now."""
+        ...
+
+    def retry_after(self) -> int:
+        """Seconds after which a request is worth trying, where `ready` is False."""
         ...
 
     def busy(self) -> bool:
@@ -177,7 +182,7 @@ class HttpUpstream:
     def __post_init__(self) -> None:
         table = self.table
         assert table.url is not None
-        host = table.url.split("://", 1)[1].split("/", 1)[0].rsplit(":", 1)[0].strip("[]")
+        host = urlsplit(table.url).hostname or ""
         if not table.private and not public(host):
             raise InputError(
                 f"upstreams.{self.name}.url names {host}, which is not public; "
@@ -210,6 +215,10 @@ class HttpUpstream:
     def ready(self) -> bool:
         """False while the circuit is open."""
         return not self.breaker.open()
+
+    def retry_after(self) -> int:
+        """Seconds until the circuit lets a request through."""
+        return self.breaker.retry_after()
 
     def busy(self) -> bool:
         """Whether all connections are in use."""
@@ -246,46 +255,57 @@ class HttpUpstream:
         """Send one request.
 
         Raises:
-            NotSent: if no connection came about.
+            NotSent: if no connection came about, or the circuit is open.
             Broken: if the answer does not come, breaks off, or redirects.
         """
-        session = self._connected()
-        url = self._base + ENDPOINTS[endpoint]
-        headers = {**self._headers, "x-request-id": request}
-        settled = False
+        if not self.breaker.allows():
+            raise NotSent(f"the circuit of {self.name} is open")
+        known = False  # whether the breaker has been told how this request went
         try:
+            session = self._connected()
+            url = self._base + ENDPOINTS[endpoint]
+            headers = {**self._headers, "x-request-id": request}
             async with session.post(
                 url, data=body, headers=headers, allow_redirects=False
             ) as response:
                 if 300 <= response.status < 400:
                     raise Broken(f"{self.name} redirects, which is not followed")
+                if response.status != 200:  # a refusal is an answer, a server error is none
+                    known = True
+                    if response.status >= 500:
+                        self.breaker.failed()
+                    else:
+                        self.breaker.succeeded()
                 yield Reply(
                     response.status,
                     response.content_type,
                     {k.lower(): v for k, v in response.headers.items()},
                     self._read(response),
                 )
-                settled = True
-                if response.status >= 500:
-                    self.breaker.failed()
-                else:
+                if not known:
+                    known = True
                     self.breaker.succeeded()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            self.breaker.failed()
+            known = self._failed(known)
             raise NotSent(f"{self.name} cannot be reached ({type(error).__name__})") from error
         except TimeoutError as error:
-            self.breaker.failed()
+            known = self._failed(known)
             raise Broken(f"{self.name} took too long", 504) from error
         except aiohttp.ClientError as error:
-            self.breaker.failed()
+            known = self._failed(known)
             raise Broken(f"{self.name} broke off ({type(error).__name__})") from error
         except Broken:
-            self.breaker.failed()
+            known = self._failed(known)
             raise
-        except BaseException:
-            if not settled:
+        finally:
+            if not known:  # the caller went away: neither a success nor a failure
                 self.breaker.abandoned()
-            raise
+
+    def _failed(self, known: bool) -> bool:
+        """Tell the breaker of a failure, once a request."""
+        if not known:
+            self.breaker.failed()
+        return True
 
     async def _read(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         size = 0
