@@ -226,6 +226,11 @@ def _solve(
         delimiter="\n\n" if reads is None else reads.delimiter,
         id=problem.id,
     )
+    decoder = stack.decoder()
+    if decoder is not None:
+        from outlay.reason.decoded import Decoded
+
+        model = Decoded(model, decoder)
     found = stack.reason.solve(model, question, sampling=sampling, account=account)
     texts["answer"] = found.text
     texts["finish"] = found.status

@@ -2,8 +2,9 @@
 
 Slots compose in the order in which a token lives: a prompt method shortens the context, a vision
 method the image, a cache method what is kept of both; a decoder produces the answer, or a reason
-method does so with many calls. A reason method decides itself how to decode, so it takes the place
-of a decoder and of a cache.
+method does so with many calls. A reason method that samples whole answers (voting, best of n) has
+them decoded by the stack's decoder; one that grows partial solutions decodes by itself, so it takes
+the place of a decoder and of a cache.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Stack:
         reason: a solver.
 
     Raises:
-        InputError: if a reason method comes with a decode or cache method.
+        InputError: if a reason method that decodes by itself comes with a decode or cache method.
     """
 
     prompt: Any = None
@@ -43,7 +44,8 @@ class Stack:
 
     def __post_init__(self) -> None:
         other = self.decode if self.decode is not None else self.cache
-        if other is not None and self.reason is not None:
+        own = self.reason is not None and not getattr(self.reason, "whole_samples", False)
+        if other is not None and own:
             raise InputError(
                 f"{registry.label(self.reason)} decodes by itself; "
                 f"drop {registry.label(other)} or the reason method"

@@ -71,7 +71,13 @@ def free_port() -> int:
 
 @contextmanager
 def gateway(
-    folder: Path, database: str, *, workers: int, lease: float = 3.0, models: str = ""
+    folder: Path,
+    database: str,
+    *,
+    workers: int,
+    lease: float = 3.0,
+    models: str = "",
+    tokenizer: str = "",
 ) -> Iterator[Processes]:
     """`outlay serve` with `workers` processes in front of a recording upstream."""
     port, up = free_port(), free_port()
@@ -85,6 +91,7 @@ def gateway(
         f'[upstreams.recorder]\nurl = "http://127.0.0.1:{up}/v1"\nretries = 0\n'
         + "".join(
             f'[models.{name}]\nupstream = "recorder"\nprice = {{ input = 1, output = 2 }}\n'
+            + (f"tokenizer = {json.dumps(tokenizer)}\n" if tokenizer else "")
             for name in names
         )
         + models

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from outlay.gateway.app import build
 from outlay.gateway.config import Config, read
 from outlay.gateway.run import bootstrap
-from outlay.gateway.serving import Gateway
+from outlay.gateway.state import Gateway
 from outlay.gateway.store import admin
 from outlay.gateway.store.admin import NewKey
 
@@ -94,7 +94,7 @@ class Serving:
 
 @contextmanager
 def serving(
-    folder: Path, upstream: str, *, database: str = "", more: str = ""
+    folder: Path, upstream: str, *, database: str = "", more: str = "", first: bool = False
 ) -> Iterator[Serving]:
     """A gateway in front of `upstream`.
 
@@ -103,11 +103,14 @@ def serving(
         upstream: base URL.
         database: URL; empty for SQLite in `folder`.
         more: further TOML.
+        first: put it before the default route, which takes every model.
     """
     path = folder / "gateway.toml"
     url = database or f"sqlite:///{folder / 'gateway.db'}"
     text = CONFIG.format(database=json.dumps(url), upstream=json.dumps(upstream))
-    path.write_text(text + more, encoding="utf-8")
+    head, default = text.split("[routes.default]")
+    parts = (head, more, "\n[routes.default]", default) if first else (text, more)
+    path.write_text("".join(parts), encoding="utf-8")
     config = read(path)
     token = bootstrap(config)
     assert token is not None

@@ -476,3 +476,23 @@ def test_changes_that_cannot_be_are_refused(
                 await b.admin(work, **fields)
 
     run(go)
+
+
+def test_a_mistake_in_one_operation_is_its_own(database: str) -> None:
+    async def work() -> None:
+        def mistaken(connection: Connection, now: float) -> None:
+            connection.execute(text("SELECT 1"))
+            raise AttributeError("a mistake of ours")
+
+        async with bench(database) as it:
+            found = await asyncio.gather(
+                *(it.grant(prompt=1, output=1) for _ in range(5)),
+                it.store.call(mistaken),
+                *(it.grant(prompt=1, output=1) for _ in range(5)),
+                return_exceptions=True,
+            )
+            assert [type(each) for each in found].count(Grant) == 10
+            assert isinstance(found[5], AttributeError)
+            assert await it.counters() == (0, 20)
+
+    run(work)

@@ -13,15 +13,37 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
+from counting import word_tokenizer
 from processes import Processes, gateway
 from sqlalchemy import create_engine, text
 
 KEYS, REQUESTS, OUTPUT = 50, 1000, 20
 EACH = 420  # tokens of a key's budget: about a third of what its twenty requests would reserve
+VOTES = 1200  # the same, where most of them may become votes
 ALL_USD = 20_000_000  # nano-dollars of the budget that all keys share
 
 
-async def load(running: Processes, tokens: list[str], kills: int) -> dict[int, int]:
+POLICIES = """
+[policies.vote]
+reason = "self-consistency:n=2"
+seconds = 20
+
+[policies.cut]
+prompt = "head"
+above = 8
+keep = 0.5
+
+[routes.all]
+policy = "vote"
+choose = ["cut", "none"]
+"""
+LONG = "look\n\n" + "word " * 12 + "\n\nwhat?"
+
+
+async def load(
+    running: Processes, tokens: list[str], kills: int, chosen: tuple[str, ...] = ()
+) -> dict[int, int]:
     """Send everything at once while workers die; how often each status came (0: broke off).
 
     Callers do what callers do: they try again where the connection broke or the budget was busy.
@@ -32,7 +54,7 @@ async def load(running: Processes, tokens: list[str], kills: int) -> dict[int, i
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
-        async def once(index: int) -> int:
+        async def once(index: int, policy: str = "") -> int:
             body = {
                 "model": rng.choice(["plain", "slow", "drip"]),
                 "messages": [{"role": "user", "content": "hi you"}],
@@ -40,6 +62,9 @@ async def load(running: Processes, tokens: list[str], kills: int) -> dict[int, i
                 "stream": rng.random() < 0.5,
                 "user": f"key{index % KEYS}",
             }
+            if chosen:
+                body["outlay"] = {"policy": policy or rng.choice(chosen)}
+                body["messages"] = [{"role": "user", "content": rng.choice(["hi you", LONG])}]
             headers = {"authorization": f"Bearer {tokens[index % KEYS]}"}
             url = f"{running.url}/v1/chat/completions"
             try:
@@ -57,6 +82,9 @@ async def load(running: Processes, tokens: list[str], kills: int) -> dict[int, i
                     return
                 await asyncio.sleep((attempt + 1) * rng.random())
 
+        if chosen:  # room for some votes before everyone comes
+            for index in range(KEYS):
+                await once(index, "vote")
         everything = asyncio.gather(*(one(index) for index in range(REQUESTS)))
         for number in range(kills):
             while not everything.done() and counts[200] < 10 + 15 * number:
@@ -78,17 +106,26 @@ def ask(running: Processes, query: str) -> list[Any]:
         engine.dispose()
 
 
-def test_the_upstreams_own_log_never_exceeds_a_budget(database: str, tmp_path: Path) -> None:
-    with gateway(tmp_path, database, workers=3, lease=4.0) as running:
+@pytest.mark.parametrize("policies", [False, True], ids=["plain", "policies"])
+def test_the_upstreams_own_log_never_exceeds_a_budget(
+    database: str, tmp_path: Path, policies: bool
+) -> None:
+    tokenizer = str(word_tokenizer(tmp_path)) if policies else ""
+    each = VOTES if policies else EACH
+    more, chosen = (POLICIES, ("vote", "cut", "none")) if policies else ("", ())
+    with gateway(
+        tmp_path, database, workers=3, lease=4.0, models=more, tokenizer=tokenizer
+    ) as running:
         tokens, budgets = [], {}
         for index in range(KEYS):
             made = running.admin("POST", "keys", {"name": f"key{index}"})
             tokens.append(made["token"])
-            form = {"name": f"key{index}", "amount": EACH, "window": "total", "key_id": made["id"]}
+            form = {"name": f"key{index}", "amount": each, "window": "total", "key_id": made["id"]}
             budgets[f"key{index}"] = running.admin("POST", "budgets", form)["id"]
-        shared = {"name": "all", "unit": "nanousd", "amount": ALL_USD, "window": "total"}
+        money_limit = ALL_USD * (4 if policies else 1)
+        shared = {"name": "all", "unit": "nanousd", "amount": money_limit, "window": "total"}
         running.admin("POST", "budgets", shared)
-        counts = asyncio.run(load(running, tokens, kills=4))
+        counts = asyncio.run(load(running, tokens, kills=4, chosen=chosen))
         assert counts[200] > KEYS, dict(counts)
         assert counts[0] > 0, dict(counts)  # workers died with requests in their hands
         assert counts[429] + counts[402] > 100, dict(counts)
@@ -107,14 +144,16 @@ def test_the_upstreams_own_log_never_exceeds_a_budget(database: str, tmp_path: P
             money += row["prompt"] * 1000 + row["output"] * 2000
         assert served
         for user, used in served.items():
-            assert used <= EACH, user
-        assert money <= ALL_USD
+            assert used <= each, user
+        assert money <= money_limit
 
         counters = {b: (s, r) for b, s, r in ask(running, _COUNTERS)}
         for user, budget in budgets.items():
             settled, reserved = counters.get(budget, (0, 0))
             assert reserved == 0
-            assert served[user] <= settled <= EACH
+            assert served[user] <= settled <= each
+        voted = [row for (row,) in ask(running, _STAGES) if "self-consistency" in row]
+        assert len(voted) > KEYS // 2 if policies else not voted, len(voted)
         charged = {
             request: (kind, prompt + output)
             for request, kind, prompt, output in ask(running, _LEDGER)
@@ -128,3 +167,4 @@ def test_the_upstreams_own_log_never_exceeds_a_budget(database: str, tmp_path: P
 
 _COUNTERS = "SELECT budget_id, SUM(settled), SUM(reserved) FROM counters GROUP BY budget_id"
 _LEDGER = "SELECT request, kind, prompt, output FROM ledger WHERE kind IN ('settled', 'unknown')"
+_STAGES = "SELECT stages FROM ledger WHERE kind IN ('settled', 'unknown')"

@@ -11,6 +11,7 @@ from outlay.decode.batching import sample
 from outlay.decode.thinking_budget import ThinkingBudget
 from outlay.errors import InputError
 from outlay.models.base import Account, Generation, Model, Prompt, SamplingParams
+from outlay.worst import Shape, Worst
 
 _GREEDY = SamplingParams()
 
@@ -76,6 +77,19 @@ class PlainDecoder:
             )
         return made
 
+    def needs(self) -> tuple[str, ...]:
+        """Nothing beyond generating."""
+        return ()
+
+    def worst(self, shape: Shape) -> Worst:
+        """One call."""
+        return Worst(shape.prompt, self.room(shape).tokens or 0, 1)
+
+    def room(self, shape: Shape) -> Budget:
+        """The answer's."""
+        most = shape.answer if self.max_tokens is None else min(self.max_tokens, shape.answer)
+        return Budget(tokens=most)
+
     def _limited(self, budget: Budget | None, sampling: SamplingParams) -> SamplingParams:
         limit = self.max_tokens
         if limit is None and budget is not None and budget.counts != "prompt":
@@ -138,3 +152,15 @@ class NoThinking:
     ) -> list[ThinkResult]:
         """`generate` for every prompt in one batched call, each with its own ledger."""
         return self.decoder().generate_many(model, prompts, budget, sampling)
+
+    def needs(self) -> tuple[str, ...]:
+        """As the thinking budget of 0 that this is."""
+        return self.decoder().needs()
+
+    def worst(self, shape: Shape) -> Worst:
+        """One call, with the closed thinking as forced text."""
+        return self.decoder().worst(shape)
+
+    def room(self, shape: Shape) -> Budget:
+        """The answer's."""
+        return self.decoder().room(shape)

@@ -40,6 +40,7 @@ from outlay.models.base import (
     Prompt,
     SamplingParams,
 )
+from outlay.worst import Shape, Worst, growing
 
 if TYPE_CHECKING:
     from outlay.decode.processor import ThinkingBudgetProcessor
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 MinBy = Literal["mask", "wait"]
 
 _GREEDY = SamplingParams()
+_ENDING = 64  # more tokens than any pair of tags with an answer's opening
 
 
 @dataclass
@@ -273,11 +275,47 @@ class ThinkingBudget:
             account = replace(account, meter=budget.meter())
         return account
 
+    def needs(self) -> tuple[str, ...]:
+        """Continuing an answer that was begun, unless the server bounds the thinking itself."""
+        if self.server != "client":
+            return ()
+        masked = self.min_think and self.min_by == "mask"
+        return ("append", "stop", *(("min_tokens",) if masked else ()))
+
+    def worst(self, shape: Shape) -> Worst:
+        """Every round of thinking, and the answer, read the prompt and what was written before.
+
+        Raises:
+            BudgetError: for endless waits, which no reservation can cover.
+        """
+        if self.n_wait == math.inf:
+            raise BudgetError("n_wait=inf has no worst case to reserve; give a number of waits")
+        think, answer = self._shares(shape)
+        texts = (self.newline * 2, self.overthink_prefix or "", *self.ends)
+        given = (self.think_open or "", self.think_close or "", self.answer_open or "")
+        forced = _ENDING + sum(map(shape.count, (*texts, *given)))
+        if self.server != "client":
+            return Worst(shape.prompt, think + forced + answer, 1)
+        rounds = 1 + int(self.n_wait) if think else 0
+        thinking = Worst((shape.prompt + think + forced) * rounds, think, rounds)
+        closing = growing(shape.prompt + think + forced, [answer or shape.answer])
+        return thinking + Worst(closing.prompt, answer, 1)
+
+    def room(self, shape: Shape) -> Budget:
+        """Thinking beside the answer; within it, where `max_think` does not say how much."""
+        think, answer = self._shares(shape)
+        stages = {"think": think, "answer": answer} if answer else None
+        return Budget(tokens=think + answer, stages=stages)
+
+    def _shares(self, shape: Shape) -> tuple[int, int]:
+        if self.max_think is None:
+            return shape.answer, 0
+        return self.max_think, min(self.max_answer, shape.answer)
+
     def _check(self, model: Model) -> None:
-        needs = ["append", "stop"]
-        if self.min_think and self.min_by == "mask":
-            needs.append("min_tokens")
-        model.capabilities.require("a thinking budget on the client", *needs, model=model.name)
+        model.capabilities.require(
+            "a thinking budget on the client", *self.needs(), model=model.name
+        )
         if (tokenizer := tags.tokenizer_of(model)) is not None:
             tags.check(tokenizer, "newline", self.newline, model.name)
             if self.n_wait or (self.min_think and self.min_by == "wait"):

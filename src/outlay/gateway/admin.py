@@ -20,10 +20,11 @@ from starlette.routing import BaseRoute, Route
 from outlay.errors import InputError
 from outlay.gateway.config import explain
 from outlay.gateway.problems import RequestError, invalid
-from outlay.gateway.serving import Gateway, read_body
+from outlay.gateway.state import Gateway
 from outlay.gateway.store import admin, schema
 from outlay.gateway.store.books import BudgetRow, Counter, Counters, Key
 from outlay.gateway.windows import Window
+from outlay.gateway.wire import read_body
 
 _LARGEST = 100_000
 _PAGE = 500

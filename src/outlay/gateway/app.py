@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -18,16 +19,23 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from outlay.errors import InputError
-from outlay.gateway.config import ENDPOINTS, Config, Upstream, read
+from outlay.gateway.config import ENDPOINTS, Config, Endpoint, Upstream, read
 from outlay.gateway.metrics import Metrics
+from outlay.gateway.policies.methods import Catalogue
+from outlay.gateway.policies.running import Runner
 from outlay.gateway.problems import RequestError
-from outlay.gateway.serving import Gateway, Serving
+from outlay.gateway.serving import Serving
+from outlay.gateway.state import Gateway
 from outlay.gateway.store import schema
 from outlay.gateway.store.migrate import upgrade
 from outlay.gateway.store.store import Store, StoreError
 from outlay.gateway.upstream import HttpUpstream, Server
+
+if TYPE_CHECKING:
+    from outlay.gateway.telemetry import Telemetry
 
 log = logging.getLogger("outlay.gateway")
 _WATCH = 1.0  # seconds between looks at the configuration's file
@@ -41,33 +49,39 @@ def build(config: Config, *, path: Path | None = None) -> Starlette:
         path: its file, watched for changes; None watches nothing.
 
     Raises:
-        InputError: for upstreams that cannot be.
+        InputError: for upstreams, or a collector of traces, that cannot be, and for policies that
+            a model cannot serve.
         ResultsError: if the database cannot be brought to this version.
+        DependencyError: if traces are wanted and their package is missing.
     """
     from outlay.gateway.admin import admin_routes
     from outlay.gateway.dashboard.routes import dashboard_routes
     from outlay.gateway.openapi import schema_routes
 
+    runner = Runner(Catalogue(config))
     settings = config.store
-    store = Store(
+    telemetry = _telemetry(config)
+    store = (Store if telemetry is None else telemetry.store)(
         settings.url.get_secret_value(),
         settings.durability,
         lease=settings.lease,
         keep=settings.keep_outcomes,
     )
     upgrade(store.engine)
-    servers = {name: server(name, table) for name, table in config.upstreams.items()}
-    gateway = Gateway(config, store, servers, Metrics())
+    servers = {name: server(name, table, telemetry) for name, table in config.upstreams.items()}
+    gateway = Gateway(config, store, servers, Metrics(), runner, telemetry=telemetry)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await store.start()
+        warming = asyncio.create_task(gateway.runner.start())
         watcher = None
         if path is not None:
             watcher = asyncio.create_task(_watch(gateway, path))
         try:
             yield
         finally:
+            warming.cancel()
             if watcher is not None:
                 watcher.cancel()
             with contextlib.suppress(TimeoutError):
@@ -75,14 +89,15 @@ def build(config: Config, *, path: Path | None = None) -> Starlette:
                     while gateway.closing:
                         await asyncio.gather(*gateway.closing, return_exceptions=True)
             await store.stop()
+            await gateway.runner.close()
             for each in gateway.servers.values():
                 await each.close()
+            if telemetry is not None:
+                await telemetry.close()
 
+    endpoints = {name: _endpoint(gateway, name) for name in ENDPOINTS}
     routes: list[BaseRoute] = [
-        *(
-            Route(each, Serving(gateway, name), methods=["POST"])
-            for name, each in ENDPOINTS.items()
-        ),
+        *(Route(ENDPOINTS[name], each, methods=["POST"]) for name, each in endpoints.items()),
         Route("/v1/models", _guard(gateway, _models)),
         Route("/v1/models/{name:path}", _guard(gateway, _model)),
         Route("/health/live", _live),
@@ -103,23 +118,71 @@ def build(config: Config, *, path: Path | None = None) -> Starlette:
                 expose_headers=["x-request-id", "x-outlay-remaining-tokens"],
             )
         )
-    app = Starlette(
+    app = _App(
         routes=routes,
         lifespan=lifespan,
         middleware=middleware,
         exception_handlers={404: _missing, 405: _wrong_method, RequestError: _problem},
     )
     app.state.gateway = gateway
+    if not middleware:
+        app.direct = {ENDPOINTS[name]: each for name, each in endpoints.items()}
     return app
 
 
-def server(name: str, table: Upstream) -> Server:
+class _App(Starlette):
+    """An application whose models' endpoints are reached without a search for the route."""
+
+    direct: Mapping[str, ASGIApp] = MappingProxyType({})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the application's life."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            endpoint = self.direct.get(scope["path"])
+            if endpoint is not None:
+                await endpoint(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+
+def check(config: Config) -> None:
+    """Find what would stop a worker, before there are any.
+
+    Raises:
+        InputError: for upstreams, or a collector of traces, that cannot be.
+        DependencyError: if traces are wanted and their package is missing.
+    """
+    for name, table in config.upstreams.items():
+        server(name, table)
+    telemetry = _telemetry(config)
+    if telemetry is not None:
+        telemetry.provider.shutdown()
+
+
+def server(name: str, table: Upstream, telemetry: Telemetry | None = None) -> Server:
     """What answers for an upstream."""
+    made: Server
     if table.local is not None:
         from outlay.gateway.local import LocalUpstream
 
-        return LocalUpstream(name, table)
-    return HttpUpstream(name, table)
+        made = LocalUpstream(name, table)
+    else:
+        made = HttpUpstream(name, table)
+    return made if telemetry is None else telemetry.server(made, table)
+
+
+def _telemetry(config: Config) -> Telemetry | None:
+    """What traces requests; None where no collector is named, and nothing is loaded."""
+    if config.telemetry.endpoint is None:
+        return None
+    from outlay.gateway.telemetry import Telemetry
+
+    return Telemetry(config.telemetry)
+
+
+def _endpoint(gateway: Gateway, name: Endpoint) -> ASGIApp:
+    made = Serving(gateway, name)
+    return made if gateway.telemetry is None else gateway.telemetry.endpoint(made)
 
 
 async def _watch(gateway: Gateway, path: Path) -> None:
@@ -143,24 +206,28 @@ def reload(gateway: Gateway, config: Config) -> None:
     """Replace what may change while running; requests in flight end on what they began with.
 
     Raises:
-        InputError: for upstreams that cannot be.
+        InputError: for upstreams that cannot be, and policies that a model cannot serve.
     """
     old, servers = gateway.config, {}
+    runner = Runner(Catalogue(config))
     for name, table in config.upstreams.items():
         same = old.upstreams.get(name) == table
-        servers[name] = gateway.servers[name] if same else server(name, table)
-    keep = {"server": old.server, "store": old.store}
-    if config.server != old.server or config.store != old.store:
-        log.warning("server and store are read at start; restart to change them")
-    gone = [each for name, each in gateway.servers.items() if servers.get(name) is not each]
+        servers[name] = gateway.servers[name] if same else server(name, table, gateway.telemetry)
+    keep = {"server": old.server, "store": old.store, "telemetry": old.telemetry}
+    if any(getattr(config, name) != value for name, value in keep.items()):
+        log.warning("server, store and telemetry are read at start; restart to change them")
+    gone: list[Server | Runner] = [
+        each for name, each in gateway.servers.items() if servers.get(name) is not each
+    ]
     gateway.config = config.model_copy(update=keep)
     gateway.servers = servers
+    before, gateway.runner = gateway.runner, runner
 
-    async def retire(each: Server) -> None:
+    async def retire(each: Server | Runner) -> None:
         await asyncio.sleep(old.server.timeout)
         await each.close()
 
-    for each in gone:
+    for each in [*gone, before]:
         task = asyncio.create_task(retire(each))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 

@@ -102,6 +102,7 @@ class Wanted:
         output: most tokens per choice.
         choices: how many answers.
         fingerprint: of the body.
+        chosen: the body's own field `outlay`, which is not sent on.
     """
 
     endpoint: Endpoint
@@ -113,6 +114,7 @@ class Wanted:
     prompt: int = 0
     output: int = 0
     choices: int = 1
+    chosen: Any = None
 
 
 def parse(endpoint: Endpoint, raw: bytes, max_depth: int) -> Wanted:
@@ -136,6 +138,7 @@ def parse(endpoint: Endpoint, raw: bytes, max_depth: int) -> Wanted:
         where = ".".join(str(step) for step in first["loc"][:1])
         raise invalid(explain(error)[:500], param=where or None) from error
     options = body.stream_options or {}
+    chosen = fields.pop("outlay", None)
     return Wanted(
         endpoint=endpoint,
         fields=fields,
@@ -143,6 +146,7 @@ def parse(endpoint: Endpoint, raw: bytes, max_depth: int) -> Wanted:
         stream=bool(body.stream),
         usage=options.get("include_usage") is True,
         fingerprint=hashlib.sha256(endpoint.encode() + b"\0" + raw).hexdigest(),
+        chosen=chosen,
     )
 
 

@@ -32,6 +32,7 @@ from pydantic_settings import (
 
 from outlay.errors import InputError
 from outlay.gateway.money import Price
+from outlay.gateway.policies.tables import NONE, Name, Offer, Policy, Scoring
 
 Endpoint = Literal["chat", "completions", "responses", "embeddings"]
 ENDPOINTS: dict[Endpoint, str] = {
@@ -57,6 +58,16 @@ Priced = Annotated[str, Field(min_length=1, max_length=64)]
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _http(address: str, name: str, instead: str) -> str:
+    """An address that holds nothing secret."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{name} {address!r} is no http(s) address")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(f"{name} may hold no user, password, query or fragment; use {instead}")
+    return address
 
 
 class Server(_Table):
@@ -154,6 +165,8 @@ class Upstream(_Table):
         breaker_seconds: until one request may try again.
         private: allow an address that is not public other than loopback.
         headers: further headers, sent as they are.
+        offers: what it can do beyond plain chats, for policies that need it.
+        served_by: the server's kind, for policies whose thinking budget the server enforces.
     """
 
     url: str | None = None
@@ -173,17 +186,15 @@ class Upstream(_Table):
     breaker_seconds: float = Field(default=30.0, gt=0)
     private: bool = False
     headers: dict[str, str] = Field(default_factory=dict)
+    offers: tuple[Offer, ...] = ()
+    served_by: Literal["vllm", "llamacpp"] | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Upstream:
         if (self.url is None) == (self.local is None):
             raise ValueError("an upstream needs either url or local")
         if self.url is not None:
-            parts = urlsplit(self.url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError(f"url {self.url!r} is no http(s) address")
-            if parts.username or parts.password or parts.query or parts.fragment:
-                raise ValueError("url may hold no user, password, query or fragment; use api_key")
+            _http(self.url, "url", "api_key")
         if self.api_key is not None and self.api_key_env is not None:
             raise ValueError("give api_key or api_key_env, not both")
         return self
@@ -203,6 +214,8 @@ class ModelTable(_Table):
         context: the model's window; a longer worst case is refused. None is no limit.
         price: US dollars per million tokens; without it nothing is admitted on a money budget.
         limit_field: what the upstream calls the limit on generated tokens in chat requests.
+        tokenizer_config: `tokenizer_config.json` beside `tokenizer`, for its chat template, which
+            policies need to continue an answer through /completions.
     """
 
     upstream: str
@@ -215,6 +228,7 @@ class ModelTable(_Table):
     context: int | None = Field(default=None, ge=1)
     price: Price | None = None
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    tokenizer_config: Path | None = None
 
 
 class Route(_Table):
@@ -228,6 +242,10 @@ class Route(_Table):
         least_output: the fewest tokens worth sending to a budget in mode "shrink".
         allow: fields that change the price and are allowed all the same.
         max_n: most choices.
+        policy: that answers its requests, unless they choose another one; None is none.
+        choose: policies that a request may choose, "none" among them to allow it.
+        unsupported: what becomes of requests that a policy cannot take (tools, a JSON schema,
+            several choices, images): "skip" sends them as they are, "reject" refuses them.
     """
 
     models: tuple[str, ...] = ("*",)
@@ -237,12 +255,40 @@ class Route(_Table):
     least_output: int = Field(default=1, ge=1)
     allow: tuple[Priced, ...] = ()
     max_n: int = Field(default=16, ge=1, le=1024)
+    policy: Name | None = None
+    choose: tuple[Name, ...] = ()
+    unsupported: Literal["skip", "reject"] = "skip"
 
     @model_validator(mode="after")
     def _default_fits(self) -> Route:
         if self.max_output is not None and self.default_max_output > self.max_output:
             raise ValueError("default_max_output is larger than max_output")
         return self
+
+
+class Telemetry(_Table):
+    """Traces for an OpenTelemetry collector; needs the extra `otel`. Never prompts, never keys.
+
+    Args:
+        endpoint: of OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`; None traces nothing.
+        service: name of this service in traces.
+        sample: share of requests that are traced, where the caller's `traceparent` does not decide.
+        timeout: seconds that one export may take.
+        private: allow an address that is not public other than loopback.
+        headers: further headers for the collector, such as its credentials.
+    """
+
+    endpoint: str | None = None
+    service: str = Field(default="outlay", min_length=1, max_length=200)
+    sample: float = Field(default=1.0, ge=0, le=1)
+    timeout: float = Field(default=5.0, gt=0, le=60)
+    private: bool = False
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+
+    @field_validator("endpoint")
+    @classmethod
+    def _address(cls, endpoint: str | None) -> str | None:
+        return None if endpoint is None else _http(endpoint, "endpoint", "headers")
 
 
 class Config(BaseSettings):
@@ -257,6 +303,9 @@ class Config(BaseSettings):
     upstreams: dict[str, Upstream] = Field(default_factory=dict)
     models: dict[str, ModelTable] = Field(default_factory=dict)
     routes: dict[str, Route] = Field(default_factory=lambda: {"default": Route()})
+    telemetry: Telemetry = Telemetry()
+    policies: dict[Name, Policy] = Field(default_factory=dict)
+    scoring: Scoring = Scoring()
 
     @field_validator("models")
     @classmethod
@@ -274,6 +323,13 @@ class Config(BaseSettings):
                 raise ValueError(
                     f"models.{name}.upstream is {model.upstream!r}; upstreams are: {known}"
                 )
+        if NONE in self.policies:
+            raise ValueError(f"policies.{NONE}: that name says that there is no policy")
+        for name, route in self.routes.items():
+            for policy in (*((route.policy,) if route.policy else ()), *route.choose):
+                if policy != NONE and policy not in self.policies:
+                    known = ", ".join(self.policies) or "none"
+                    raise ValueError(f"routes.{name} names {policy!r}; policies are: {known}")
         return self
 
     def route(self, model: str, endpoint: Endpoint) -> tuple[str, Route] | None:

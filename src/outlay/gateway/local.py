@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import orjson
 
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
     from outlay.models.base import Model
 
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length", "budget": "length"}
+
+
+@runtime_checkable
+class Holder(Protocol):
+    """What holds a model in this process."""
+
+    def model(self) -> Model:
+        """The model, loaded on first use."""
+        ...
 
 
 @dataclass

@@ -22,7 +22,7 @@ from starlette.routing import BaseRoute, Route
 from outlay.gateway.admin import AmountForm, BudgetForm, KeyForm, RotateForm
 from outlay.gateway.bounds import BODIES
 from outlay.gateway.config import ENDPOINTS, Config, Endpoint
-from outlay.gateway.serving import Gateway
+from outlay.gateway.state import Gateway
 from outlay.gateway.store import schema
 
 Json = dict[str, Any]

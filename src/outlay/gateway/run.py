@@ -18,7 +18,7 @@ from outlay.gateway.store.engine import now, open_engine
 from outlay.gateway.store.migrate import upgrade
 
 _CONFIG = "OUTLAY_GATEWAY_CONFIG"  # hands the file's name to worker processes
-_FIELDS = ("request", "body", "endpoint", "model", "route", "status", "seconds")
+_FIELDS = ("request", "body", "endpoint", "model", "route", "status", "seconds", "turned_away")
 
 
 class JsonLines(logging.Formatter):
@@ -84,6 +84,9 @@ def run(config: Config, path: Path | None) -> None:
     """Serve until stopped."""
     import uvicorn
 
+    from outlay.gateway.app import check
+
+    check(config)
     token = bootstrap(config)
     if token is not None:
         print(f"admin key, shown this once: {token}", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ import ipaddress
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -169,6 +169,7 @@ class HttpUpstream:
     Args:
         name: in the configuration.
         table: its configuration.
+        propagate: adds a trace's headers to those of a request.
 
     Raises:
         InputError: if its key's variable is not set, or its address is not allowed.
@@ -176,6 +177,7 @@ class HttpUpstream:
 
     name: str
     table: Upstream
+    propagate: Callable[[dict[str, str]], None] | None = None
     _slots: asyncio.Semaphore = field(init=False)
     _session: aiohttp.ClientSession | None = None
 
@@ -265,6 +267,8 @@ class HttpUpstream:
             session = self._connected()
             url = self._base + ENDPOINTS[endpoint]
             headers = {**self._headers, "x-request-id": request}
+            if self.propagate is not None:
+                self.propagate(headers)
             async with session.post(
                 url, data=body, headers=headers, allow_redirects=False
             ) as response:

@@ -23,6 +23,14 @@ class Usage:
     output: int
     reasoning: int
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt + other.prompt,
+            self.cached + other.cached,
+            self.output + other.output,
+            self.reasoning + other.reasoning,
+        )
+
 
 def read_usage(payload: Any) -> Usage | None:
     """OpenAI's usage object of either API; None if there is none that can be believed."""

@@ -21,7 +21,7 @@ from outlay.models.base import Account, SamplingParams
 from outlay.models.billing import Charge, charges
 from outlay.models.retry import OutOfTimeError, RefusedError, Tries
 from outlay.models.tokens import ClientTokenizer, Count
-from outlay.models.transport import DONE, Transport
+from outlay.models.transport import DONE, Wire
 from outlay.models.wire import PATHS, Api, Reply
 
 # Fields that a server may refuse without making the answer useless: left out after a refusal.
@@ -83,7 +83,7 @@ class Caller:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Wire,
         tokenizer: ClientTokenizer,
         price: Price | None,
         max_concurrency: int,

@@ -38,7 +38,7 @@ from outlay.models.calls import Bill, Call, Caller, Outcome
 from outlay.models.probe import PROMPT, Probe, covering, probe, prompt_scores
 from outlay.models.retry import Retry, Timeouts
 from outlay.models.tokens import ClientTokenizer, Count
-from outlay.models.transport import Transport
+from outlay.models.transport import Transport, Wire
 from outlay.models.tree import RemoteTree, State, Task, branch_name
 from outlay.models.wire import Api, Choice, Reply
 
@@ -70,6 +70,8 @@ class EndpointModel(RemoteTree):
         limit_field: name of the token limit in chat requests; OpenAI's reasoning models want
             "max_completion_tokens".
         extra_body: further fields for every request, as the server knows them.
+        wire: carries the requests instead of a connection pool of its own; `api_key`, `timeouts`
+            and `retry` are then its business.
 
     Raises:
         InputError: for a base_url that is not one, or a knob out of range.
@@ -91,6 +93,7 @@ class EndpointModel(RemoteTree):
         continue_final_message: bool = False,
         limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
         extra_body: Mapping[str, Any] | None = None,
+        wire: Wire | None = None,
     ) -> None:
         if api not in ("auto", *get_args(Api)):
             raise InputError(f"api={api!r}; choose auto, chat or completions")
@@ -101,7 +104,7 @@ class EndpointModel(RemoteTree):
         if context_length is not None and context_length < 1:
             raise InputError(f"context_length={context_length}; must be >= 1")
         client = ClientTokenizer(tokenizer)
-        transport = Transport(base_url, api_key, timeouts, retry)
+        transport = Transport(base_url, api_key, timeouts, retry) if wire is None else wire
         super().__init__(
             model,
             Caller(transport, client, price, max_concurrency),

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -50,6 +50,43 @@ class ServerInfo:
     def names(self) -> list[str]:
         """Ids of the models on the server."""
         return list(self.rows or ())
+
+
+class Wire(Protocol):
+    """How calls reach a server; `Transport` over HTTP, or whatever carries them."""
+
+    shown: str
+
+    def models(self) -> ServerInfo:
+        """What the server serves."""
+        ...
+
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        tries: Tries,
+        *,
+        deadline: float | None = None,
+        attempts: int | None = None,
+    ) -> dict[str, Any]:
+        """POST and read a JSON object; raises EndpointError."""
+        ...
+
+    def events(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        tries: Tries,
+        *,
+        deadline: float | None = None,
+    ) -> Iterator[Mapping[str, Any]]:
+        """POST and read server-sent events, with `DONE` at the end; raises EndpointError."""
+        ...
+
+    def close(self) -> None:
+        """Close the connections."""
+        ...
 
 
 class Transport:

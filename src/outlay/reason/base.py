@@ -13,13 +13,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from outlay.budget import Budget
 from outlay.errors import InputError
 from outlay.evals.answers import AnswerKind, Equivalent, Vote, extract, majority, weighted
 from outlay.ledger import Ledger, Role, Stage
-from outlay.models.base import Account, Branch, Model, Prompt, SamplingParams, Trail
+from outlay.models.base import Account, Branch, Message, Model, Prompt, SamplingParams, Trail
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,15 @@ class Question:
             raise InputError("delimiter is empty; give the text that ends a step, such as '\\n\\n'")
         if not self.text and isinstance(self.prompt, str):
             object.__setattr__(self, "text", self.prompt)
+
+    @property
+    def before(self) -> tuple[Message, ...]:
+        """The messages of a chat before the one that asks (the last one of the user)."""
+        if isinstance(self.prompt, str) or not all(isinstance(turn, dict) for turn in self.prompt):
+            return ()
+        turns = cast(Sequence[Message], self.prompt)
+        asked = [at for at, turn in enumerate(turns) if turn["role"] == "user"]
+        return tuple(turns[: asked[-1]]) if asked else ()
 
     def answer(self, completion: str) -> str | None:
         """The answer in a completion, None where there is none."""

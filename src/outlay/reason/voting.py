@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from outlay.budget import Budget
 from outlay.errors import BudgetError, InputError
@@ -33,6 +33,7 @@ from outlay.reason.base import (
     Verifier,
 )
 from outlay.reason.engine import solve
+from outlay.worst import Shape, Worst
 
 Part = Generator[Request, Any, list[Branch]]  # a piece of a strategy that makes branches
 _SAMPLED = SamplingParams(temperature=0.8, max_tokens=512)
@@ -88,6 +89,10 @@ def answer_of(
 class Solving(ABC):
     """What every reasoner's `solve` is: its strategy, run for one question."""
 
+    whole_samples: ClassVar[bool] = False
+    """Whether it samples whole answers of the prompt alone: any decode method can then make them
+    (see `reason.decoded`)."""
+
     @abstractmethod
     def plan(self, session: Session) -> Strategy:
         """The strategy for one question."""
@@ -113,9 +118,26 @@ class Solving(ABC):
         return solve(self, model, question, budget, sampling, account=account)
 
 
+class Sampling(Solving):
+    """What the baselines are: n whole samples of the prompt."""
+
+    whole_samples: ClassVar[bool] = True
+    n: int
+
+    def needs(self) -> tuple[str, ...]:
+        """Nothing beyond sampling."""
+        return ()
+
+    def worst(self, shape: Shape) -> Worst:
+        """n answers; a server that knows `n` reads the prompt once only."""
+        return shape.sample * self.n
+
+
 @dataclass(frozen=True)
-class Greedy(Solving):
+class Greedy(Sampling):
     """One completion at temperature 0."""
+
+    n: ClassVar[int] = 1  # type: ignore[misc]  # no knob here
 
     def plan(self, session: Session) -> Strategy:
         """The strategy for one question."""
@@ -128,7 +150,7 @@ class Greedy(Solving):
 
 
 @dataclass(frozen=True)
-class SelfConsistency(Solving):
+class SelfConsistency(Sampling):
     """Majority vote over n samples.
 
     Args:
@@ -196,7 +218,7 @@ def decided(question: Question, branches: Sequence[Branch], n: int) -> bool:
 
 
 @dataclass(frozen=True)
-class BestOfN(Solving):
+class BestOfN(Sampling):
     """n samples, judged by a verifier.
 
     Args:
@@ -255,7 +277,7 @@ def pick(
 
 
 @dataclass(frozen=True)
-class Shortest(Solving):
+class Shortest(Sampling):
     """n samples; the answer of the shortest one that has an answer.
 
     Args:

@@ -18,7 +18,7 @@ from outlay.gateway.dashboard import frontiers
 from outlay.gateway.dashboard.forms import Form
 from outlay.gateway.money import nano
 from outlay.gateway.problems import RequestError, invalid
-from outlay.gateway.serving import Gateway
+from outlay.gateway.state import Gateway
 from outlay.gateway.store import admin
 from outlay.gateway.store.books import Key
 from outlay.gateway.windows import Window

@@ -21,7 +21,7 @@ from outlay.gateway.dashboard.sessions import Attempts, Session, Sessions
 from outlay.gateway.dashboard.spending import Spending
 from outlay.gateway.dashboard.views import PAGES, Look
 from outlay.gateway.problems import RequestError
-from outlay.gateway.serving import Gateway
+from outlay.gateway.state import Gateway
 from outlay.gateway.store.books import Key
 from outlay.gateway.store.store import StoreError
 

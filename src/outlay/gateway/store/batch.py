@@ -403,7 +403,8 @@ class Batch:
             self._close(row, "unknown", reserved, row.nanousd, charge)
             return Settled(reserved, row.nanousd, self._left(row))
         over = charge.tokens > reserved or charge.nanousd > row.nanousd
-        self._close(row, "settled", charge.tokens, charge.nanousd, charge)
+        kind = "unknown" if charge.unknown else "settled"
+        self._close(row, kind, charge.tokens, charge.nanousd, charge)
         if over:
             self._overrun(row, charge)
         return Settled(charge.tokens, charge.nanousd, self._left(row), overrun=over)

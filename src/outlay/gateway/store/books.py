@@ -192,6 +192,7 @@ class Charge:
             `output`.
         nanousd: what these cost.
         full: charge all that was reserved, as `unknown`.
+        unknown: some of it is not known and counted in full: booked as `unknown`.
         status: HTTP status that the caller got.
         seconds, ttft: durations.
         stages: JSON of a stack's own ledger.
@@ -204,6 +205,7 @@ class Charge:
     reasoning: int = 0
     nanousd: int = 0
     full: bool = False
+    unknown: bool = False
     status: int = 200
     seconds: float = 0.0
     ttft: float | None = None

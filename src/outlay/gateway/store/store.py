@@ -183,7 +183,7 @@ class Store:
                     self._one_by_one(waiting)
                 else:
                     self._resolve(waiting, [_failed(error)])
-            except OutlayError as error:  # from a `Call`: its own transaction is undone with it
+            except Exception as error:  # of one operation: undone, and nobody else's
                 assert connection is not None
                 connection.rollback()
                 if len(waiting) == 1:
@@ -244,7 +244,7 @@ class Store:
             except SQLAlchemyError as error:
                 self._doubt([each])
                 result = _failed(error)
-            except OutlayError as error:
+            except Exception as error:  # an OutlayError of a `Call`, or a mistake of ours
                 result = error
             finally:
                 with contextlib.suppress(SQLAlchemyError):

@@ -41,10 +41,11 @@ from outlay.reason.plan_and_budget.plans import (
     question_hash,
 )
 from outlay.reason.plan_and_budget.probing import probe
-from outlay.reason.plan_and_budget.prompts import answer_prompt
+from outlay.reason.plan_and_budget.prompts import answer_prompt, longest_prompt
 from outlay.reason.plan_and_budget.schedules import Schedule, check_schedule, position_weights
 from outlay.reason.plan_and_budget.structural import StructuralPlanner
 from outlay.reason.voting import Solving, answer_of
+from outlay.worst import Shape, Worst, growing
 
 PlannerName = Literal["model", "structure", "none"]
 Allocator = Literal["credits", "levels", "uniform", "bam"]
@@ -172,6 +173,39 @@ class PlanAndBudget(Solving):
             ) from error
         if "{number}" not in self.heading or not self.answer_prefix.strip():
             raise InputError("heading needs {number}, and answer_prefix a text: both end a step")
+
+    # -- what it can cost -------------------------------------------------------------------------
+
+    def needs(self) -> tuple[str, ...]:
+        """Continuing an answer that was begun, where budgets are enforced."""
+        return () if self.mode == "prompt" else ("append", "stop")
+
+    def worst(self, shape: Shape) -> Worst:
+        """The planner's calls, each tried as often as it may be, and the answer's.
+
+        Raises:
+            BudgetError: for a planner of one's own, or BAM's probes, whose cost is not known.
+        """
+        if callable(self.planner) or (self.allocator == "bam" and self.curves is None):
+            raise BudgetError(
+                "the cost of a planner of one's own and of BAM's probes is not known beforehand; "
+                "use planner='model', 'structure' or 'none', and another allocator"
+            )
+        planner, planning, plan = self._planner(), Worst(), 0
+        if isinstance(planner, ModelPlanner):
+            # Steps and hints are at most what one call may write.
+            plan = planner.max_tokens
+            reading = shape.prompt + shape.count(longest_prompt(self.max_steps)) + plan
+            calls = (1 if self.level else 2) + int(planner.weigh)
+            planning = Worst(reading, plan, 1) * (calls * (planner.retries + 1))
+        total = max(self.level_budgets) if self.budget is None else self.budget
+        written = shape.count(longest_prompt(self.max_steps)) + plan
+        if self.mode == "prompt":
+            return planning + Worst(shape.prompt + written, shape.answer, 1)
+        texts = shape.count(self.opening + self.answer_prefix) + shape.count(self.heading) * 8
+        parts = [total + plan + texts] + [0] * (self.max_steps - 1) + [self.answer_reserve]
+        answering = growing(shape.prompt, parts)
+        return planning + Worst(answering.prompt, total + self.answer_reserve, answering.calls)
 
     # -- plan -------------------------------------------------------------------------------------
 
@@ -324,7 +358,8 @@ class PlanAndBudget(Solving):
                 total=None if shared or self.limits == "none" else total,
                 unit=self.unit,
             )
-            root = model.open(prompt_for(model, text), self.opening, account=session.account)
+            asked = prompt_for(model, text, question.before)
+            root = model.open(asked, self.opening, account=session.account)
             [[branch]] = yield Extend([root], session.sampling)
         except BudgetError:
             return answer_of(session, None, (), status="budget", detail=_detail(plan, note=note))

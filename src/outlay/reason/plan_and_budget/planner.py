@@ -26,10 +26,10 @@ Planner = Callable[[Session], Plan | Sequence[str] | Planning]
 T = TypeVar("T")
 
 
-def prompt_for(model: Model, text: str) -> Prompt:
-    """`text` as a chat where the model takes chats."""
+def prompt_for(model: Model, text: str, before: Sequence[Message] = ()) -> Prompt:
+    """`text` as a chat, after the messages `before`, where the model takes chats."""
     if model.takes_chat:
-        return [Message(role="user", content=text)]
+        return [*before, Message(role="user", content=text)]
     return text + "\n"
 
 

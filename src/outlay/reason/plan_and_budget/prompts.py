@@ -133,3 +133,11 @@ def answer_prompt(
         parts.append("Sub-questions:\n" + "\n".join(lines))
     parts.append(answer_format(kind))
     return "\n\n".join(parts)
+
+
+def longest_prompt(steps: int) -> str:
+    """A text that is at least as long as what any prompt here adds to question and plan."""
+    blank = [""] * steps
+    answering = answer_prompt("", "math", level=5, steps=blank, local=[10**6] * steps, total=10**6)
+    asked = (level_prompt(""), plan_prompt("", 5, steps), weights_prompt("", blank), answering)
+    return max(asked, key=len)

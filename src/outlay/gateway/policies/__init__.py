@@ -1,0 +1,1 @@
+"""Policies: methods that answer a route's requests, reserved whole before anything runs."""

@@ -1,0 +1,151 @@
+"""Local scoring outside the event loop: processes that can crash, hang and be stopped.
+
+A job that finds no free process waits in a queue of limited length. One that takes too long has its
+process stopped; the next job gets a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from outlay.errors import OutlayError
+from outlay.gateway.policies.tables import Scoring
+
+log = logging.getLogger("outlay.gateway")
+_LONGEST_ANSWER = 64_000_000
+
+
+class ScoringError(OutlayError):
+    """A job that was not done.
+
+    Args:
+        why: "busy", "timeout", "crashed" or "failed".
+    """
+
+    def __init__(self, why: str, message: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+
+@dataclass
+class Scorers:
+    """The processes of one worker.
+
+    Args:
+        table: how many, and their limits.
+    """
+
+    table: Scoring
+    _free: asyncio.LifoQueue[_Process] = field(init=False)
+    _all: list[_Process] = field(init=False)
+    _waiting: int = 0
+
+    def __post_init__(self) -> None:
+        self._all = [_Process(self.table.threads) for _ in range(self.table.processes)]
+        self._free = asyncio.LifoQueue()
+        for each in self._all:
+            self._free.put_nowait(each)
+
+    async def run(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Do one job.
+
+        Raises:
+            ScoringError: if it could not be done in time, or at all.
+        """
+        if self._free.empty() and self._waiting >= self.table.queue:
+            raise ScoringError("busy", f"{self._waiting} jobs wait already; raise scoring.queue")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self.table.seconds):
+                process = await self._free.get()
+        except TimeoutError:
+            raise ScoringError("timeout", "no process was free in time") from None
+        finally:
+            self._waiting -= 1
+        try:
+            return await process.run(job, self.table.seconds, self.table.start_seconds)
+        finally:
+            self._free.put_nowait(process)
+
+    async def warm(self, jobs: list[Mapping[str, Any]]) -> None:
+        """Load what `jobs` need in every process; failures are logged."""
+        for process in self._all:
+            for job in jobs:
+                try:
+                    await process.run(job, self.table.start_seconds, self.table.start_seconds)
+                except ScoringError as error:
+                    log.error("a scoring process cannot load what a policy needs: %s", error)
+
+    async def close(self) -> None:
+        """Stop all processes."""
+        for each in self._all:
+            await each.stop()
+
+
+class _Process:
+    """One child process; started by its first job, and again after it was stopped."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._child: asyncio.subprocess.Process | None = None
+        self._one = asyncio.Lock()
+
+    async def run(
+        self, job: Mapping[str, Any], seconds: float, start_seconds: float
+    ) -> dict[str, Any]:
+        async with self._one:
+            fresh = self._child is None or self._child.returncode is not None
+            child = await self._start() if fresh else self._child
+            assert child is not None
+            assert child.stdin is not None
+            assert child.stdout is not None
+            try:
+                # A fresh process imports and loads first.
+                async with asyncio.timeout(seconds + (start_seconds if fresh else 0.0)):
+                    child.stdin.write(json.dumps(job).encode() + b"\n")
+                    await child.stdin.drain()
+                    line = await child.stdout.readline()
+            except TimeoutError:
+                await self.stop()
+                raise ScoringError("timeout", f"took longer than {seconds:g} s") from None
+            except (ConnectionError, ValueError) as error:
+                await self.stop()
+                raise ScoringError("crashed", f"the scoring process broke ({error})") from error
+            except BaseException:  # given up half-way: its answer would be the next job's
+                await self.stop()
+                raise
+            if not line.endswith(b"\n"):
+                await self.stop()
+                raise ScoringError("crashed", "the scoring process ended without an answer")
+            answer = json.loads(line)
+            if "error" in answer:
+                raise ScoringError("failed", answer["error"])
+            found: dict[str, Any] = answer["ok"]
+            return found
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        command = (sys.executable, "-m", "outlay.gateway.policies.worker", str(self._threads))
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads)}
+        self._child = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LONGEST_ANSWER,
+            env=environment,
+        )
+        return self._child
+
+    async def stop(self) -> None:
+        child, self._child = self._child, None
+        if child is not None and child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
