@@ -263,11 +263,12 @@ def test_the_routes_policy_applies_unless_another_one_is_chosen() -> None:
     ("given_", "match"),
     [
         ({"policy": "other"}, "no policy that may be chosen here; this route offers vote, none"),
-        ({"policy": 7}, "no policy that may be chosen"),
-        ({"method": "x"}, "is an object with: policy, question"),
-        ("vote", "is an object with"),
-        ({"question": 5}, "question is a text"),
-        ({"question": "x" * 30_000}, "question is a text of at most"),
+        ({"policy": 7}, "policy: Input should be a valid string"),
+        ({"policy": "x" * 100}, "policy: String should have at most 64"),
+        ({"method": "x"}, "method: Extra inputs are not permitted"),
+        ("vote", "outlay: Input should be"),
+        ({"question": 5}, "question: Input should be a valid string"),
+        ({"question": "x" * 30_000}, "question: String should have at most 20000"),
     ],
 )
 def test_only_what_the_route_allows_can_be_chosen(given_: Any, match: str) -> None:

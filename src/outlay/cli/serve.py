@@ -35,6 +35,12 @@ price = { input = 0.01, output = 0.02 } # US dollars per million tokens
 [routes.default]
 models = ["*"]
 default_max_output = 256
+choose = ["short", "none"] # by a request's own field: {"outlay": {"policy": "short"}}
+
+[policies.short] # see 'outlay policy explain'
+prompt = "bm25"
+above = 1000
+keep = 0.5
 """
 
 
@@ -72,6 +78,9 @@ def register(app: typer.Typer) -> None:
 
             settings = read(config)
             if check:
+                from outlay.gateway import app
+
+                app.check(settings)
                 if as_json:
                     show_json(settings.model_dump(mode="json"))
                 else:
@@ -90,4 +99,8 @@ def summary(settings: Config) -> str:
         upstream = settings.upstreams[model.upstream]
         price = "priced" if model.price else "no price"
         lines.append(f"{name}: {model.upstream} ({upstream.url or upstream.local}), {price}")
+    for name, route in settings.routes.items():
+        offered = [*(policy for policy in (route.policy,) if policy), *route.choose]
+        if offered:
+            lines.append(f"route {name}: policies {', '.join(dict.fromkeys(offered))}")
     return "\n".join(lines)

@@ -149,11 +149,13 @@ def check(config: Config) -> None:
     """Find what would stop a worker, before there are any.
 
     Raises:
-        InputError: for upstreams, or a collector of traces, that cannot be.
+        InputError: for upstreams, or a collector of traces, that cannot be, and for policies that
+            a model cannot serve.
         DependencyError: if traces are wanted and their package is missing.
     """
     for name, table in config.upstreams.items():
         server(name, table)
+    Catalogue(config)
     telemetry = _telemetry(config)
     if telemetry is not None:
         telemetry.provider.shutdown()

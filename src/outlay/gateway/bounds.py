@@ -40,6 +40,15 @@ LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_t
 _Limit = Annotated[int, Field(ge=1)]
 
 
+class Choice(BaseModel):
+    """The body's own field `outlay`: a policy of the route's list, and what the request asks."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    policy: str | None = Field(default=None, max_length=64)
+    question: str = Field(default="", max_length=20_000)
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
@@ -50,6 +59,7 @@ class _Body(BaseModel):
     best_of: _Limit | None = None
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
     functions: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
+    outlay: Choice | None = None
 
 
 class ChatBody(_Body):
@@ -114,7 +124,7 @@ class Wanted:
     prompt: int = 0
     output: int = 0
     choices: int = 1
-    chosen: Any = None
+    chosen: Choice | None = None
 
 
 def parse(endpoint: Endpoint, raw: bytes, max_depth: int) -> Wanted:
@@ -138,7 +148,7 @@ def parse(endpoint: Endpoint, raw: bytes, max_depth: int) -> Wanted:
         where = ".".join(str(step) for step in first["loc"][:1])
         raise invalid(explain(error)[:500], param=where or None) from error
     options = body.stream_options or {}
-    chosen = fields.pop("outlay", None)
+    fields.pop("outlay", None)
     return Wanted(
         endpoint=endpoint,
         fields=fields,
@@ -146,7 +156,7 @@ def parse(endpoint: Endpoint, raw: bytes, max_depth: int) -> Wanted:
         stream=bool(body.stream),
         usage=options.get("include_usage") is True,
         fingerprint=hashlib.sha256(endpoint.encode() + b"\0" + raw).hexdigest(),
-        chosen=chosen,
+        chosen=body.outlay,
     )
 
 

@@ -46,6 +46,9 @@ class Metrics:
         self.store_errors = Counter(
             "outlay_store_errors", "Failures of the database", registry=registry
         )
+        self.policies = Counter(
+            "outlay_policies", "Requests under a policy", ["policy", "status"], registry=registry
+        )
         self.in_flight = Gauge(
             "outlay_reservations", "Reservations in flight", ["state"], registry=registry
         )

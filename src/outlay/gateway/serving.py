@@ -339,6 +339,8 @@ class Exchange:
         answer = self.answer
         seconds, status = answer.seconds(), answer.status or 499
         self.gateway.metrics.request(self.endpoint, self.route, status, seconds)
+        if answer.books is not None:
+            self.gateway.metrics.policies.labels(answer.books.policy, answer.books.status).inc()
         if not log.isEnabledFor(logging.INFO):
             return
         log.info(

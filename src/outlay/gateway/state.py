@@ -93,18 +93,20 @@ class Gateway:
             raise no_key()
         return key
 
-    def book(self, closing: Settle | Release | Forget) -> asyncio.Future[Any]:
-        """Close a reservation, or give up a claim, whether anybody waits for it or not.
+    def book(
+        self, closing: Settle | Release | Forget, *, patient: bool = True
+    ) -> asyncio.Future[Any]:
+        """Close a reservation, or give up a claim, without waiting for it.
 
         While the database fails it is tried again and again in the background.
         """
-        future = self.store.submit(closing)
+        future = self.store.submit(closing, patient=patient)
         future.add_done_callback(partial(self._persisted, closing))
         return future
 
     async def persist(self, closing: Settle | Release | Forget) -> Any:
         """The same, waiting for it; it is done whatever happens to the caller meanwhile."""
-        future = self.book(closing)
+        future = self.book(closing, patient=False)
         with contextlib.suppress(StoreError):
             return await asyncio.shield(future)
         return None

@@ -15,9 +15,6 @@ from outlay.gateway.problems import RequestError, invalid
 from outlay.gateway.store.books import Ask, Refusal
 from outlay.worst import Shape, Worst
 
-FIELD = "outlay"  # of a request's body
-_KNOWN = frozenset({"policy", "question"})
-_LONGEST = 20_000  # characters of a question
 _EXTRAS = 64  # tokens that a call's own fields (seed, temperature, stops) may weigh
 PASSED = ("user", "metadata", "store")  # fields that go with every call
 # What a method's own calls can honour; a request with anything else is sent as it is.
@@ -114,24 +111,18 @@ def make(
 
 def _choice(route: Route, wanted: Wanted) -> tuple[str, str]:
     """The policy's name and the question that the request names."""
-    chosen = wanted.chosen
+    default, chosen = route.policy or NONE, wanted.chosen
     if chosen is None:
-        return route.policy or NONE, ""
-    if not isinstance(chosen, dict) or not _KNOWN.issuperset(chosen):
-        known = ", ".join(sorted(_KNOWN))
-        raise invalid(f"{FIELD} is an object with: {known}", FIELD)
-    question = chosen.get("question", "")
-    if not isinstance(question, str) or len(question) > _LONGEST:
-        raise invalid(f"{FIELD}.question is a text of at most {_LONGEST} characters", FIELD)
-    name = chosen.get("policy", route.policy or NONE)
-    if name != (route.policy or NONE) and name not in route.choose:
+        return default, ""
+    name = default if chosen.policy is None else chosen.policy
+    if name != default and name not in route.choose:
         allowed = ", ".join(route.choose) or "nothing"
         raise invalid(
-            f"{str(name)[:64]!r} is no policy that may be chosen here; this route offers {allowed}",
-            FIELD,
+            f"{name!r} is no policy that may be chosen here; this route offers {allowed}",
+            "outlay",
             "policy_not_allowed",
         )
-    return str(name), question
+    return name, chosen.question
 
 
 def unsupported(policy: Prepared, wanted: Wanted) -> str:

@@ -116,10 +116,10 @@ class Runner:
             if len(piece.text) > config.scoring.max_chars:
                 plan.books.reason = "too long to score"
                 continue
-            if (tokens := count(piece.text)) <= policy.table.above:
+            if (most := policy.table.kept(count(piece.text))) is None:
                 continue
             try:
-                made = await self._compress(policy, piece.text, question, tokens, table, plan)
+                made = await self._compress(policy, piece.text, question, most, table, plan)
             except ScoringError as error:
                 log.warning("request goes on unshortened: %s", error)
                 if not policy.solves:
@@ -144,7 +144,7 @@ class Runner:
         policy: Prepared,
         text: str,
         question: str,
-        tokens: int,
+        most: int,
         table: ModelTable,
         plan: Plan,
     ) -> str | None:
@@ -156,7 +156,7 @@ class Runner:
             "scorer": policy.table.scorer,
             "text": text,
             "question": question,
-            "tokens": max(1, int(tokens * policy.table.keep)),
+            "tokens": most,
             "tokenizer": None if table.tokenizer is None else str(table.tokenizer),
         }
         began = time.perf_counter()

@@ -21,6 +21,7 @@ from outlay.gateway.policies.tables import Scoring
 
 log = logging.getLogger("outlay.gateway")
 _LONGEST_ANSWER = 64_000_000
+_NAMES = ("method", "verifier", "scorer")  # what a job says of the method that it needs
 
 
 class ScoringError(OutlayError):
@@ -47,6 +48,7 @@ class Scorers:
     _free: asyncio.LifoQueue[_Process] = field(init=False)
     _all: list[_Process] = field(init=False)
     _waiting: int = 0
+    _warmed: list[_Process] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._all = [_Process(self.table.threads) for _ in range(self.table.processes)]
@@ -77,12 +79,18 @@ class Scorers:
 
     async def warm(self, jobs: list[Mapping[str, Any]]) -> None:
         """Load what `jobs` need in every process; failures are logged."""
-        for process in self._all:
-            for job in jobs:
-                try:
+        for _ in self._all:
+            process = await self._free.get()
+            try:
+                for job in jobs:
                     await process.run(job, self.table.start_seconds, self.table.start_seconds)
-                except ScoringError as error:
-                    log.error("a scoring process cannot load what a policy needs: %s", error)
+            except ScoringError as error:
+                log.error("a scoring process cannot load what a policy needs: %s", error)
+            finally:
+                self._warmed.append(process)
+        for process in self._warmed:
+            self._free.put_nowait(process)
+        self._warmed.clear()
 
     async def close(self) -> None:
         """Stop all processes."""
@@ -96,40 +104,44 @@ class _Process:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._child: asyncio.subprocess.Process | None = None
-        self._one = asyncio.Lock()
 
     async def run(
         self, job: Mapping[str, Any], seconds: float, start_seconds: float
     ) -> dict[str, Any]:
-        async with self._one:
-            fresh = self._child is None or self._child.returncode is not None
-            child = await self._start() if fresh else self._child
-            assert child is not None
-            assert child.stdin is not None
-            assert child.stdout is not None
-            try:
-                # A fresh process imports and loads first.
-                async with asyncio.timeout(seconds + (start_seconds if fresh else 0.0)):
-                    child.stdin.write(json.dumps(job).encode() + b"\n")
-                    await child.stdin.drain()
-                    line = await child.stdout.readline()
-            except TimeoutError:
-                await self.stop()
-                raise ScoringError("timeout", f"took longer than {seconds:g} s") from None
-            except (ConnectionError, ValueError) as error:
-                await self.stop()
-                raise ScoringError("crashed", f"the scoring process broke ({error})") from error
-            except BaseException:  # given up half-way: its answer would be the next job's
-                await self.stop()
-                raise
-            if not line.endswith(b"\n"):
-                await self.stop()
-                raise ScoringError("crashed", "the scoring process ended without an answer")
-            answer = json.loads(line)
-            if "error" in answer:
-                raise ScoringError("failed", answer["error"])
-            found: dict[str, Any] = answer["ok"]
-            return found
+        child = self._child
+        if child is None or child.returncode is not None:
+            child = await self._start()
+            named = {name: job[name] for name in _NAMES if name in job}
+            await self._ask(child, {**named, "do": "load"}, start_seconds)
+        return await self._ask(child, job, seconds)
+
+    async def _ask(
+        self, child: asyncio.subprocess.Process, job: Mapping[str, Any], seconds: float
+    ) -> dict[str, Any]:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            async with asyncio.timeout(seconds):
+                child.stdin.write(json.dumps(job).encode() + b"\n")
+                await child.stdin.drain()
+                line = await child.stdout.readline()
+        except TimeoutError:
+            await self.stop()
+            raise ScoringError("timeout", f"took longer than {seconds:g} s") from None
+        except (ConnectionError, ValueError) as error:
+            await self.stop()
+            raise ScoringError("crashed", f"the scoring process broke ({error})") from error
+        except BaseException:  # given up half-way: its answer would be the next job's
+            await self.stop()
+            raise
+        if not line.endswith(b"\n"):
+            await self.stop()
+            raise ScoringError("crashed", "the scoring process ended without an answer")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ScoringError("failed", answer["error"])
+        found: dict[str, Any] = answer["ok"]
+        return found
 
     async def _start(self) -> asyncio.subprocess.Process:
         command = (sys.executable, "-m", "outlay.gateway.policies.worker", str(self._threads))

@@ -68,6 +68,12 @@ class Policy(BaseModel):
             raise ValueError("verifier is for a reason method; give reason as well")
         return self
 
+    def kept(self, tokens: int) -> int | None:
+        """Tokens to which a text of so many is shortened; None where it is left as it is."""
+        if self.prompt is None or tokens <= self.above:
+            return None
+        return max(1, int(tokens * self.keep))
+
 
 class Scoring(BaseModel):
     """Where compressors and verifiers run: processes of their own, beside each worker.
