@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
 
 from outlay.errors import BudgetError, CapabilityError, DependencyError, InputError, ResultsError
 from outlay.rl import BudgetGRPOTrainer, Context, Method, Plain, Row, make_config
@@ -161,19 +162,51 @@ class Given(Plain):
         return dense
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
+    """A trainer whose batches and losses are looked at one by one."""
+    return budgeted(Plain(rewards=(short,)), tmp_path_factory.mktemp("shared"))
+
+
+def scored(trainer: Recorder, method: Method, seed: int = 5) -> dict[str, Any]:
+    """One generation batch under a method; the same rollouts for the same seed."""
+    trainer.method = method
+    trainer.model.train()
+    torch.manual_seed(seed)
+    return trainer._generate_and_score_completions([dict(row) for row in data(2) for _ in range(4)])
+
+
+def gradient(trainer: Recorder, batches: Sequence[dict[str, Any]]) -> tuple[float, torch.Tensor]:
+    """Loss and gradient, accumulated over micro-batches as the training loop does."""
+    trainer.current_gradient_accumulation_steps = len(batches)
+    trainer.args.steps_per_generation = len(batches)
+    trainer.model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = trainer._compute_loss(trainer.model, batch)
+        loss.backward()
+        total += float(loss.detach())
+    trainer.args.steps_per_generation = 1
+    grads = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+    return total, torch.cat(grads).double()
+
+
 @pytest.mark.parametrize("loss", LOSSES)
-def test_constant_advantages_of_tokens_equal_advantages_of_rows(tmp_path: Path, loss: str) -> None:
-    runs = []
+def test_constant_advantages_of_tokens_equal_advantages_of_rows(
+    shared: Recorder, loss: str
+) -> None:
+    shared.loss_type = loss
+    found, logged = [], []
     for shape in ("row", "dense", "segments"):
-        runs.append(budgeted(Given(shape=shape), tmp_path / shape, loss_type=loss, max_steps=2))
-        runs[-1].train()
-    losses = [[line["loss"] for line in run.state.log_history if "loss" in line] for run in runs]
-    norms = [[x["grad_norm"] for x in run.state.log_history if "loss" in x] for run in runs]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6) == pytest.approx(losses[2], abs=1e-6)
-    assert norms[0] == pytest.approx(norms[1], rel=1e-4) == pytest.approx(norms[2], rel=1e-4)
-    logged = [list(run._logs["advantages"]) for run in runs]
-    assert logged[0] == pytest.approx(logged[1], abs=1e-6)
-    assert logged[0] == pytest.approx(logged[2], abs=1e-6)
+        batch = scored(shared, Given(shape=shape))
+        assert batch["advantages"].dim() == (1 if shape == "row" else 2)
+        found.append(gradient(shared, [batch]))
+        logged.append(list(shared._logs["advantages"]))
+    assert found[0][1].norm() > 1e-3
+    for other in (1, 2):
+        assert found[0][0] == pytest.approx(found[other][0], abs=1e-6)
+        assert torch.allclose(found[0][1], found[other][1], rtol=1e-4, atol=1e-6)
+        assert logged[0] == pytest.approx(logged[other], abs=1e-6)
 
 
 @dataclass(frozen=True)
@@ -306,7 +339,7 @@ def test_gradients_of_a_masked_prefix_are_those_of_a_prompt(tmp_path: Path) -> N
     words = (tuple(tokenizer("<short>")["input_ids"]),)
     norms = []
     for where in ("masked", "prompt"):
-        method = Forced(words=words, prefix=where, rewards=(accuracy,))
+        method = Forced(words=words, prefix=where)
         trainer = budgeted(
             method, tmp_path / where, max_steps=1, max_completion_length=19 + (where == "masked")
         )
@@ -331,26 +364,39 @@ class Doubled(Plain):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_rows_without_loss_leave_the_gradient_unchanged(tmp_path: Path, loss: str) -> None:
-    """5 of 8 rows, in one piece of 5 or padded to 6 in two pieces."""
-    settings = {"loss_type": loss, "max_steps": 1, "importance_sampling_level": "token"}
-    whole = budgeted(Doubled(extra=3), tmp_path / "a", **settings)
-    whole.train()
-    split = budgeted(
+def test_rows_without_loss_leave_the_gradient_unchanged(shared: Recorder, loss: str) -> None:
+    """5 of 8 rows: as they are, and padded to 8 in one and in two pieces."""
+    shared.loss_type = loss
+    bare = scored(shared, Doubled(extra=3))
+    assert len(bare["completion_ids"]) == 5
+    assert bare["row_scale"] == 1
+    wanted = gradient(shared, [bare])
+    shared.args.steps_per_generation = 4
+    padded = scored(shared, Doubled(extra=3))
+    assert len(padded["completion_ids"]) == 8
+    assert padded["row_scale"] == 1.6
+    assert padded["completion_mask"][5:].sum() == 0
+    pieces = split_tensor_dict(padded, 2)
+    for batches in ([padded], pieces[:1] + pieces[1:]):
+        if loss == "bnpo" and len(batches) == 2:
+            continue  # a mean over the tokens of each piece: pieces differ from the whole in TRL
+        found = gradient(shared, batches)
+        assert found[0] == pytest.approx(wanted[0], abs=1e-6)
+        assert torch.allclose(found[1], wanted[1], rtol=1e-4, atol=1e-6)
+
+
+def test_padding_reaches_training(tmp_path: Path) -> None:
+    trainer = budgeted(
         Doubled(extra=3),
-        tmp_path / "b",
-        **settings,
+        tmp_path,
+        loss_type="grpo",
+        max_steps=1,
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
     )
-    split.train()
-    assert len(whole.batches[0]["completion_ids"]) == 5
-    assert len(split.batches[0]["completion_ids"]) == 6
-    norms = [run.state.log_history[0]["grad_norm"] for run in (whole, split)]
-    if loss == "bnpo":  # a mean over the tokens of each piece: its pieces are not comparable
-        assert min(norms) > 0
-    else:
-        assert norms[0] == pytest.approx(norms[1], rel=2e-4)
+    trainer.train()
+    assert len(trainer.batches[0]["completion_ids"]) == 6
+    assert trainer.state.log_history[0]["grad_norm"] > 0
 
 
 @dataclass(frozen=True)
@@ -466,7 +512,7 @@ def test_an_adapter_is_trained_alone(tmp_path: Path) -> None:
     from peft import LoraConfig
 
     model, tokenizer = load("small")
-    method = Forced(caps=(8,), words=((7,),))
+    method = Forced(caps=(8, 4), words=((7,),))
     args = make_config(method, tmp_path, {**SMALL, "max_steps": 1}, cpu=True)
     trainer = BudgetGRPOTrainer(
         model,
@@ -544,11 +590,11 @@ class Bad(Plain):
     ],
 )
 def test_a_faulty_method_is_told_what_is_wrong(
-    tmp_path: Path, fault: str, error: type[Exception], says: str
+    shared: Recorder, fault: str, error: type[Exception], says: str
 ) -> None:
-    trainer = budgeted(Bad(fault=fault), tmp_path, max_steps=1)
     with pytest.raises(error, match=says):
-        trainer.train()
+        scored(shared, Bad(fault=fault))
+    scored(shared, Bad())  # and goes on without the fault
 
 
 def test_rewards_of_wrong_length_or_value_are_refused(tmp_path: Path) -> None:
