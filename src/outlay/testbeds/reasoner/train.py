@@ -111,20 +111,36 @@ def encode(
     return pairs
 
 
-def batches(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
-    """Endless (ids_BT, labels_BT), right-padded, of about `batch_tokens` tokens each."""
-    stream = examples(config.mix, config.world, config.seed)
-    rng = random.Random(f"order:{config.seed}")
+def pack(
+    stream: Iterator[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    batch_tokens: int,
+    rng: random.Random,
+    sort: bool = True,
+) -> Iterator[Batch]:
+    """Endless (ids_BT, labels_BT), right-padded, of about `batch_tokens` tokens each.
+
+    Args:
+        stream: endless examples.
+        tokenizer: of the examples.
+        batch_tokens: tokens of a batch, padding included.
+        rng: orders the batches of a pool.
+        sort: examples of similar length share a batch; else lengths are mixed, at more padding.
+    """
     pad = tokenizer.pad_token_id
     while True:
         pairs: list[tuple[list[int], list[int]]] = []
-        while sum(len(ids) for ids, _ in pairs) < POOL * config.batch_tokens:
+        while sum(len(ids) for ids, _ in pairs) < POOL * batch_tokens:
             pairs += encode([next(stream) for _ in range(256)], tokenizer)
-        pairs.sort(key=lambda pair: len(pair[0]))
+        if sort:
+            pairs.sort(key=lambda pair: len(pair[0]))
         groups: list[list[tuple[list[int], list[int]]]] = [[]]
+        longest = 0
         for pair in pairs:
-            if (len(groups[-1]) + 1) * len(pair[0]) > config.batch_tokens:
+            longest = max(longest, len(pair[0]))
+            if (len(groups[-1]) + 1) * longest > batch_tokens:
                 groups.append([])
+                longest = len(pair[0])
             groups[-1].append(pair)
         rng.shuffle(groups)
         for group in groups:
@@ -135,6 +151,12 @@ def batches(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator
                 ids_BT[row, : len(ids)] = torch.tensor(ids)
                 labels_BT[row, : len(ids)] = torch.tensor(labels)
             yield ids_BT, labels_BT
+
+
+def batches(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
+    """The batches of a configuration: its mix, packed."""
+    stream = examples(config.mix, config.world, config.seed)
+    return pack(stream, tokenizer, config.batch_tokens, random.Random(f"order:{config.seed}"))
 
 
 def train(

@@ -1,0 +1,90 @@
+"""Train, measure and save a starting policy: `python -m outlay.testbeds.chainarith_rl --out DIR`.
+
+Writes the checkpoint (safetensors and tokenizer), `measured.json` with its tables, and a model
+card. The defaults make the shipped checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from outlay.testbeds.chainarith_rl.train import TrainConfig
+
+DEFAULTS = TrainConfig()
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    steps: Annotated[
+        int, typer.Option(help="Length of the learning rate's schedule.")
+    ] = DEFAULTS.steps,
+    stop: Annotated[int, typer.Option(help="Steps taken of it.")] = DEFAULTS.stop,
+    settle: Annotated[
+        int, typer.Option(help="From this step on, batches mix all lengths.")
+    ] = DEFAULTS.settle,
+    seed: Annotated[int, typer.Option(help="Of weights, data and order.")] = DEFAULTS.seed,
+    hidden: Annotated[int, typer.Option(help="Width of the model.")] = DEFAULTS.hidden,
+    layers: Annotated[int, typer.Option(help="Number of layers.")] = DEFAULTS.layers,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
+    batch_tokens: Annotated[
+        int, typer.Option(help="Tokens per step, padding included.")
+    ] = DEFAULTS.batch_tokens,
+    threads: Annotated[int, typer.Option(help="CPU threads; part of the recipe.")] = 1,
+    problems: Annotated[
+        int, typer.Option(help="Problems per cell of the tables; 0 measures nothing.")
+    ] = 100,
+) -> None:
+    """Train a starting policy from scratch, measure it and save it."""
+    import torch
+    from transformers.utils import logging
+
+    from outlay.testbeds.chainarith_rl.card import save
+    from outlay.testbeds.chainarith_rl.evaluate import cuts, table
+    from outlay.testbeds.chainarith_rl.train import train
+    from outlay.testbeds.tiny_llama import Progress as State
+
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()
+    config = TrainConfig(
+        steps=steps,
+        stop=stop,
+        settle=settle,
+        seed=seed,
+        hidden=hidden,
+        layers=layers,
+        lr=lr,
+        batch_tokens=batch_tokens,
+    )
+    last: list[State] = []
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as bar:
+        job = bar.add_task("training", total=stop, loss=float("nan"))
+
+        def report(state: State) -> None:
+            bar.update(job, completed=state.step, loss=state.loss)
+            last[:] = [state]
+
+        model, tokenizer = train(config, report)
+    rows, cut = [], {}
+    if problems:
+        typer.echo("measuring on held-out problems ...")
+        rows = table(model, tokenizer, n=problems)
+        cut = cuts(model, tokenizer, n=problems)
+    where = f"{threads} CPU thread(s) of a shared machine"
+    save(out, model, tokenizer, config, rows, cut, last[0], where)
+    typer.echo((out / "README.md").read_text())
+    typer.echo(f"saved to {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
