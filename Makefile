@@ -34,6 +34,8 @@ bench: $(STAMP) models
 	$(BIN)/python benchmarks/schedule.py
 	$(BIN)/python benchmarks/gateway.py
 	$(BIN)/python benchmarks/audit.py
+	$(BIN)/python benchmarks/day.py
+	$(BIN)/python benchmarks/rl.py
 
 models: $(STAMP)
 	$(BIN)/outlay models fetch

@@ -3,7 +3,8 @@
 python benchmarks/audit.py [--leaves 4096] [--repeats 15] [--no-peer]
 
 Leaves are fingerprints of 384-number embeddings, 3 088 bytes each. Times are of the process.
-pymerkle runs in its own environment. Embedding is not part of any row.
+pymerkle runs in its own environment; roots and all proofs of 1 to 130 leaves are compared with it,
+too. Embedding is not part of any row.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from outlay.audit.fingerprints import payload
 from outlay.audit.tree import Tree, verify
 
 MOST = 1.05  # times the bare hashing
+SMALL = 130  # leaves of the largest tree whose proofs are all compared
 
 
 def main() -> None:
@@ -104,7 +106,11 @@ def _pymerkle(leaves: list[bytes], repeats: int) -> list[Row]:
     if python is None:
         return []
     driver = Path(__file__).parent / "peers" / "pymerkle_driver.py"
-    request = {"leaves": [leaf.hex() for leaf in leaves], "repeats": repeats}
+    request = {
+        "leaves": [leaf.hex() for leaf in leaves],
+        "repeats": repeats,
+        "sizes": list(range(1, SMALL + 1)),
+    }
     done = subprocess.run(
         [str(python), str(driver)],
         input=json.dumps(request),
@@ -135,7 +141,19 @@ def _pymerkle(leaves: list[bytes], repeats: int) -> list[Row]:
             "ours hashes the leaf of 3 088 bytes too; pymerkle is given its hash",
         ),
         Row("hashes in a proof", "hashes", mine, theirs, "pymerkle 6.1.0", theirs / mine),
+        _alike(leaves, found["small"]),
     ]
+
+
+def _alike(leaves: list[bytes], theirs: dict[str, dict[str, object]]) -> Row:
+    """Trees of 1 to `SMALL` leaves whose root and proofs are all those of pymerkle."""
+    alike = 0
+    for size in range(1, SMALL + 1):
+        tree = Tree(leaves[:size])
+        paths = [[each.hex() for each in tree.prove(index)] for index in range(size)]
+        alike += theirs[str(size)] == {"root": tree.root.hex(), "paths": paths}
+    note = f"of {SMALL} trees, of 1 to {SMALL} leaves: the root and every proof"
+    return Row("trees that are the same", "trees", alike, SMALL, "pymerkle 6.1.0", note=note)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ One worker each, on loopback, budgets and ledger on: outlay on SQLite (both dura
 on PostgreSQL, LiteLLM's proxy in its own environment (no database, so no budgets), and the bare
 upstream. The load generator and the upstream are processes of their own; everything shares this
 machine's cores. All sides run in turns. Against the upstream of 200 ms callers pause up to 40 ms
-between requests, and are so many that 64 are in flight.
+between requests, and are so many that 64 are in flight. Then callers with unknown keys, every one
+another: as many as are refused over 64 connections, and 10,000 a second beside callers with a key.
 
 Targets, set beforehand: at least 10 times LiteLLM's requests a second on SQLite with an instant
 upstream at 64 connections; with an upstream of 200 ms and 64 in flight, less than 3 ms added at the
-median and less than 30 ms at the 99th percentile.
+median and less than 30 ms at the 99th percentile; at least 10,000 unknown keys refused a second.
 
     python benchmarks/gateway.py [--seconds 5] [--rounds 5]
 """
@@ -32,7 +33,8 @@ from gateway_servers import HERE, Side, litellm, outlay, postgres, upstream
 CONNECTIONS = 64
 WAIT, PAUSE = 0.2, 0.04
 CALLERS = round(CONNECTIONS * (WAIT + PAUSE / 2) / WAIT)  # so that as many are in flight
-TARGET_RATIO, TARGET_P50, TARGET_P99 = 10.0, 3.0, 30.0
+TARGET_RATIO, TARGET_P50, TARGET_P99, TARGET_REFUSED = 10.0, 3.0, 30.0, 10_000
+GOOD, ENOUGH = 8, 10**9
 BARE, PEER = "bare upstream", "LiteLLM's proxy"
 SQLITE, PROCESS, POSTGRES = (
     "outlay, SQLite, durability machine",
@@ -65,7 +67,8 @@ def main() -> None:
         sides = _sides(stack, folder, ups)
         rates = _turns(sides, ups, "instant", options.seconds, options.rounds)
         times = _turns(sides, ups, "slow", options.seconds, options.rounds)
-    write("gateway", [*_rate_rows(rates), *_latency_rows(times)])
+        flooded = _floods(sides[SQLITE], options.seconds, options.rounds)
+    write("gateway", [*_rate_rows(rates), *_latency_rows(times), *_flood_rows(flooded)])
 
 
 def _sides(stack: ExitStack, folder: Path, ups: dict[str, str]) -> dict[str, Side | None]:
@@ -103,11 +106,60 @@ def _turns(
     return found
 
 
-def _load(side: Side, model: str, seconds: float) -> tuple[float, float, float]:
-    load = (str(CALLERS), str(PAUSE)) if model == "slow" else (str(CONNECTIONS), "0")
+@dataclass
+class Flooded:
+    """What unknown keys did to a side, a figure a round."""
+
+    refused: list[float] = field(default_factory=list)
+    beside: list[float] = field(
+        default_factory=list
+    )  # refused while callers with a key were served
+    served: list[float] = field(default_factory=list)
+    p50: list[float] = field(default_factory=list)
+    p99: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)  # the median without a flood
+
+
+def _floods(side: Side | None, seconds: float, rounds: int) -> Flooded:
+    """Alone, then beside callers with a key. LiteLLM has no keys without a database."""
+    assert side is not None
+    mine = Flooded()
+    for turn in range(rounds):
+        mine.refused.append(_flood(_flooding(side, seconds, 0)))
+        rate, p50, _ = _load(side, "slow", seconds, (GOOD, 0.0))
+        mine.alone.append(p50)
+        flood = _flooding(side, seconds + 2, TARGET_REFUSED)
+        served, p50, p99 = _load(side, "slow", seconds, (GOOD, 0.0))
+        mine.beside.append(_flood(flood))
+        mine.served.append(served / rate)
+        mine.p50.append(p50)
+        mine.p99.append(p99)
+        print(f"unknown keys {turn + 1}: {mine.refused[-1]:.0f}/s; beside {p50:.1f} / {p99:.1f} ms")
+    return mine
+
+
+def _flooding(side: Side, seconds: float, rate: float) -> subprocess.Popen[str]:
+    command = [sys.executable, str(HERE / "gateway_flood.py"), side.url, str(ENOUGH)]
+    command += [str(seconds), str(CONNECTIONS), str(rate)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def _flood(process: subprocess.Popen[str]) -> float:
+    """Refusals a second; every request must have been refused."""
+    output, _ = process.communicate(timeout=600)
+    answer = json.loads(output)
+    if answer["other"] or answer["closed"] or answer["refused"] != answer["requests"]:
+        raise RuntimeError(f"not all unknown keys were refused: {answer}")
+    return float(answer["refused"] / answer["seconds"])
+
+
+def _load(
+    side: Side, model: str, seconds: float, load: tuple[int, float] | None = None
+) -> tuple[float, float, float]:
+    connections, pause = load or ((CALLERS, PAUSE) if model == "slow" else (CONNECTIONS, 0.0))
     command = [sys.executable, str(HERE / "gateway_load.py"), side.url, side.token, model]
     done = subprocess.run(
-        [*command, str(seconds), *load],
+        [*command, str(seconds), str(connections), str(pause)],
         check=True,
         capture_output=True,
         text=True,
@@ -168,6 +220,23 @@ def _latency_rows(found: dict[str, Measured]) -> list[Row]:
                 note += _verdict(f"less than {target:g} ms", statistics.median(added) < target)
             case = f"{WAIT * 1000:.0f} ms upstream, {CONNECTIONS} in flight, added {label}: {name}"
             rows.append(_row(case, "ms", added, against, note, up=False))
+    return rows
+
+
+def _flood_rows(mine: Flooded) -> list[Row]:
+    reached = statistics.median(mine.refused) >= TARGET_REFUSED
+    note = f"{min(mine.refused):.0f} to {max(mine.refused):.0f}; one worker, whose cores the load "
+    note += "shares" + _verdict(f"at least {TARGET_REFUSED} a second", reached)
+    case = f"unknown keys, {CONNECTIONS} connections: {SQLITE}"
+    rows = [_row(case, "refused/s", mine.refused, [], note, up=True)]
+    kept = statistics.median(mine.served)
+    note = f"{statistics.median(mine.beside):.0f} refused/s meanwhile; the callers got "
+    note += f"{kept:.0%} of the requests done that they get alone, at "
+    note += f"{statistics.median(mine.alone):.1f} ms"
+    for label, figures in (("p50", mine.p50), ("p99", mine.p99)):
+        case = f"{GOOD} callers beside {TARGET_REFUSED} unknown keys a second, "
+        case += f"{WAIT * 1000:.0f} ms upstream, {label}: {SQLITE}"
+        rows.append(Row(case, "ms", statistics.median(figures), note=note))
     return rows
 
 

@@ -56,6 +56,7 @@ class Entry:
 
 _P = "outlay.prompt"
 _REASON = "outlay.reason"
+_RL = "outlay.rl"
 METHODS: tuple[Entry, ...] = (
     Entry(
         "longcodezip",
@@ -391,6 +392,40 @@ METHODS: tuple[Entry, ...] = (
         "CoIn",
         "audit the count and the content of hidden reasoning tokens without seeing the text",
         "2505.13778",
+        proof=True,
+    ),
+    Entry(
+        "grpo",
+        f"{_RL}.base:Plain",
+        "rl",
+        "GRPO (TRL)",
+        "TRL's GRPO with the rewards given: the baseline of all trainers here",
+    ),
+    Entry(
+        "curriculum-grpo",
+        f"{_RL}.curriculum:CurriculumGRPO",
+        "rl",
+        "Curriculum GRPO",
+        "a token budget that shrinks during training: find solutions, then write them short",
+        "2508.08940",
+        proof=True,
+    ),
+    Entry(
+        "hbpo",
+        f"{_RL}.hbpo:HBPO",
+        "rl",
+        "HBPO",
+        "several token budgets inside every group of rollouts",
+        "2507.15844",
+        proof=True,
+    ),
+    Entry(
+        "ada-grpo",
+        f"{_RL}.ada_grpo:AdaGRPO",
+        "rl",
+        "Ada-GRPO",
+        "scale rewards by how rare their answer's format is, and let that decay",
+        "2505.20258",
         proof=True,
     ),
 )

@@ -11,12 +11,14 @@ from typer.testing import CliRunner
 from outlay.audit import offline, serving
 from outlay.audit.coin import CoIn
 from outlay.audit.commitment import Auditor, Challenge
-from outlay.audit.serving import FingerprintStore, LiveProvider, provider_app
+from outlay.audit.heads import shipped
+from outlay.audit.serving import FingerprintStore, LiveProvider, NotYetError, provider_app
 from outlay.audit.wire import challenge_json, opening_json, read_case, read_openings
 from outlay.cli import audit as command
 from outlay.errors import EndpointError, InputError
 
-COIN = CoIn(block=8, seed=5)
+HEADS = str(shipped(32))
+COIN = CoIn(block=8, seed=5, heads=HEADS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,6 +99,51 @@ def test_entries_end_after_their_time_and_the_oldest_go_first():
             FingerprintStore(**bad)
 
 
+def test_an_id_belongs_to_its_owner_and_its_commitment_may_still_be_coming():
+    store = FingerprintStore()
+    store.announce("later", "me")
+    assert store.commitment("later", "you") is None
+    for ask in (store.commitment, lambda *of: store.prove(of[0], Challenge(b"", b"", (0,)), of[1])):
+        with pytest.raises(NotYetError, match="still being made"):
+            ask("later", "me")
+    assert len(store) == 0
+    store.put(COIN.commit(TOKENS, EMBED), "later", "me")
+    assert store.commitment("later", "me").tokens == 400
+    assert store.commitment("later", "you") is None
+    assert store.commitment("later") is None
+    store.announce("never")
+    store.forget("never")
+    assert store.commitment("never") is None
+
+
+def test_the_oldest_go_when_their_tokens_are_too_many():
+    store = FingerprintStore(most_tokens=800)
+    names = [store.put(COIN.commit(TOKENS, EMBED)) for _ in range(3)]
+    assert [store.commitment(name) is not None for name in names] == [False, True, True]
+    store.put(COIN.commit([f" w{i}" for i in range(900)], EMBED))
+    assert len(store) == 0  # one that is too large alone is not kept either
+
+
+def test_a_live_auditor_waits_for_a_commitment_that_is_being_made(monkeypatch):
+    store = FingerprintStore()
+    store.announce("soon")
+    naps = []
+
+    def nap(seconds):
+        naps.append(seconds)
+        if len(naps) == 2:
+            store.put(COIN.commit(TOKENS, EMBED), "soon")
+
+    with TestClient(provider_app(store)) as client:
+        monkeypatch.setattr(serving.httpx, "Client", lambda **_: client)
+        monkeypatch.setattr(serving.time, "sleep", nap)
+        assert LiveProvider("http://testserver", "soon").commit().tokens == 400
+        assert len(naps) == 2
+        store.announce("stuck")
+        with pytest.raises(EndpointError, match=r"409.*still being made"):
+            LiveProvider("http://testserver", "stuck", timeout=0.0).commit()
+
+
 def case_file(path, tokens=TOKENS, billed=400, openings=True, **changes):
     provider = COIN.commit(tokens, EMBED)
     commitment = provider.commit()
@@ -120,7 +167,7 @@ def cli(*words):
     return CliRunner().invoke(typer_app, ["audit", *map(str, words)])
 
 
-KNOBS = ("--method", "block=8", "--seed", 5)
+KNOBS = ("--method", f"block=8,heads={HEADS}", "--seed", 5)
 
 
 def test_a_file_is_audited_as_its_provider_would_be(tmp_path):

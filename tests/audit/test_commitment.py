@@ -4,6 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_prints import ALL, D, prints, unit
 
 from outlay.audit.commitment import (
     Auditor,
@@ -12,6 +15,7 @@ from outlay.audit.commitment import (
     Provider,
     bind,
     detection,
+    opening,
 )
 from outlay.audit.exposure import Exposure, Limits
 from outlay.audit.fingerprints import (
@@ -25,20 +29,6 @@ from outlay.audit.rounds import draw
 from outlay.audit.tree import Tree
 from outlay.audit.wire import challenge_json, opening_json, read_challenge, read_openings
 from outlay.errors import InputError
-
-ALL = Limits(1.0, 1.0)
-D = 8
-
-
-def unit(n, seed=0):
-    rng = np.random.default_rng(seed)
-    vectors = rng.normal(size=(n, D)).astype(np.float32)
-    return quantise(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-
-
-def prints(tokens=20, block=4, form="bound"):
-    part = Partition(tokens, block)
-    return Fingerprints(part, unit(part.blocks, 1), unit(tokens, 2), form)
 
 
 def setting(tokens=20, block=4, form="bound", limits=ALL):
@@ -88,23 +78,23 @@ def fresh(provider):
     return again
 
 
-def mutate(opening, rng):
+def mutate(given, rng):
     kind = int(rng.integers(4))
     if kind == 0:
-        return replace(opening, index=opening.index ^ (1 << int(rng.integers(6))))
+        return replace(given, index=given.index ^ (1 << int(rng.integers(6))))
     if kind == 1:
-        return replace(opening, block=opening.block ^ (1 << int(rng.integers(4))))
-    if kind == 2 and opening.path:
-        path = list(opening.path)
+        return replace(given, block=given.block ^ (1 << int(rng.integers(4))))
+    if kind == 2 and given.path:
+        path = list(given.path)
         at = int(rng.integers(len(path)))
         raw = bytearray(path[at])
         raw[int(rng.integers(len(raw)))] ^= 1 << int(rng.integers(8))
         path[at] = bytes(raw)
-        return replace(opening, path=tuple(path))
+        return replace(given, path=tuple(path))
     name = ("block_D", "token_D")[int(rng.integers(2))]
-    raw = bytearray(getattr(opening, name).tobytes())
+    raw = bytearray(getattr(given, name).tobytes())
     raw[int(rng.integers(len(raw)))] ^= 1 << int(rng.integers(8))
-    return replace(opening, **{name: np.frombuffer(bytes(raw), np.float32)})
+    return replace(given, **{name: np.frombuffer(bytes(raw), np.float32)})
 
 
 def test_truncated_reordered_partial_and_foreign_answers_are_rejected():
@@ -130,7 +120,7 @@ def test_truncated_reordered_partial_and_foreign_answers_are_rejected():
 def test_one_block_has_one_embedding_over_all_challenges():
     provider, auditor = setting()
     two = Provider(Fingerprints(Partition(20, 4), unit(5, 1), unit(20, 2)), limits=ALL)
-    leaves = two.fingerprints.leaves()
+    leaves = list(two.fingerprints.leaves())
     other = unit(1, 77)[0]
     leaves[1] = payload("bound", 1, 0, other, two.fingerprints.tokens_MD[1])
     tree = Tree(leaves)
@@ -138,9 +128,9 @@ def test_one_block_has_one_embedding_over_all_challenges():
     digest = bind("bound", "sha256", 20, 5, 4, tree.root)
     auditor = Auditor(replace(held, root=tree.root, digest=digest), 20, limits=ALL)
     first, second = auditor.ask([0]), auditor.ask([1])
-    opened = two._open(0)
-    assert auditor.check(first, [replace(opened, path=tree.prove(0))]).accepted
-    lie = replace(two._open(1), block_D=other, path=tree.prove(1))
+    opened = opening(two.fingerprints, tree, 0)
+    assert auditor.check(first, [opened]).accepted
+    lie = replace(opening(two.fingerprints, tree, 1), block_D=other)
     checked = auditor.check(second, [lie])
     assert checked.failures == ("token 1: block 0 has two embeddings",)
 
@@ -314,3 +304,28 @@ def test_plans_stay_within_the_limits_and_cover_the_count_check():
                     assert all(part.of(index) == block for index in opened)
     with pytest.raises(InputError, match="q=0"):
         draw(Partition(10, 2), rng, q=0)
+
+
+def test_an_altered_leaf_is_always_met_if_all_are_opened_and_never_if_there_is_none():
+    for false in range(20):
+        provider, auditor = setting()
+        challenge = auditor.challenge(20)
+        openings = provider.prove(challenge)
+        assert auditor.check(challenge, list(openings)).accepted
+        again = Auditor(provider.commit(), 20, limits=ALL)
+        challenge = again.challenge(20)
+        openings[false] = replace(openings[false], token_D=-openings[false].token_D)
+        checked = again.check(challenge, openings)
+        assert [failure.split(":")[0] for failure in checked.failures] == [f"token {false}"]
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 64))
+def test_counts_that_differ_have_commitments_that_differ(tokens, more, block):
+    """Even if every leaf holds the same vectors."""
+    digests = set()
+    for m in (tokens, tokens + more):
+        part = Partition(m, block)
+        one = unit(1)
+        same = Fingerprints(part, np.repeat(one, part.blocks, 0), np.repeat(one, m, 0))
+        digests.add(Provider(same).commit().digest)
+    assert len(digests) == 2

@@ -12,10 +12,11 @@ from outlay.audit import baselines
 from outlay.audit.attacks import ATTACKS, Hidden, World, pad
 from outlay.audit.coin import CoIn
 from outlay.audit.embedding import Embedder, embedder
-from outlay.audit.heads import Head, Heads, sigmoid
+from outlay.audit.fingerprints import quantise
+from outlay.audit.heads import Head, Heads, shipped, sigmoid
 from outlay.audit.judge import Judge
 from outlay.audit.simulation import Subject, decide, look
-from outlay.audit.verifiers import Verifier, binomial_p, llr, wald
+from outlay.audit.verifiers import Verifier
 from outlay.errors import InputError, ModelError
 
 BLOCK = 8
@@ -29,6 +30,7 @@ WORLD = World(
     fill=lambda hidden, n: [" filler"] * n,
 )
 ANSWER_D = vectors([ANSWER])[0]
+COIN = CoIn(block=BLOCK, heads=str(shipped(32)))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def test_saved_heads_are_the_same_and_other_folders_say_so(heads, tmp_path):
     pairs, bad = [(0.4, 0.3), (0.9, 0.2)], [False, True]
     for name, verifier in heads.verifiers.items():
         assert again.verifiers[name].evidence(pairs, bad) == verifier.evidence(pairs, bad)
-        assert again.verifiers[name].bounds(0.05, 0.1) == verifier.bounds(0.05, 0.1)
+        assert again.verifiers[name].bounds(0.05, 0.1, 7) == verifier.bounds(0.05, 0.1, 7)
     with pytest.raises(ModelError, match="python -m outlay"):
         Heads.load(tmp_path / "none")
 
@@ -120,67 +122,6 @@ def test_the_recurrent_verifier_does(heads):
     pairs, flags = [(0.1, 0.1), (0.9, 0.9), (0.5, 0.2)], [False] * 3
     rnn = heads.verifiers["rnn"]
     assert rnn.evidence(pairs, flags) != rnn.evidence(pairs[::-1], flags)
-
-
-def test_the_rule_is_walds_ratio_of_the_counts():
-    rule = Verifier("rule", prior=(0.05, 0.4))
-    assert rule.evidence([(0, 0)] * 3, [True, False, False]) == llr(1, 3, 0.05, 0.4)
-    assert llr(1, 1, 0.05, 0.4) == pytest.approx(np.log(8))
-    lower, upper = wald(0.05, 0.1)
-    assert lower == pytest.approx(np.log(0.1 / 0.95))
-    assert upper == pytest.approx(np.log(0.9 / 0.05))
-    assert rule.bounds(0.05, 0.1) == (lower, upper)
-    for rates in ((0.0, 0.1), (0.6, 0.5), (0.1, 1.0)):
-        with pytest.raises(InputError, match="together below 1"):
-            wald(*rates)
-
-
-def test_walds_test_keeps_its_error_rates_on_independent_blocks():
-    rng = np.random.default_rng(0)
-    lower, upper = wald(0.05, 0.05)
-    for rate, end in ((0.05, upper), (0.4, lower)):
-        wrong = 0
-        for _ in range(2000):
-            bad = blocks = 0
-            while True:
-                blocks += 1
-                bad += rng.random() < rate
-                value = llr(bad, blocks, 0.05, 0.4)
-                if value >= upper or value <= lower:
-                    break
-            wrong += value >= end if end == upper else value <= end
-        assert wrong / 2000 <= 0.06
-
-
-def test_calibrated_bounds_keep_false_alarms_on_what_they_were_set_on():
-    values = tuple(float(x) for x in np.random.default_rng(2).normal(size=199))
-    verifier = replace(Verifier("rule"), kind="rule", honest=values, padded=values)
-    learned = Heads.load().verifiers["deepset"]
-    learned = replace(learned, honest=values, padded=values)
-    for each in (verifier, learned):
-        lower, upper = each.bounds(0.05, 0.05)
-        assert lower < upper
-        assert np.mean([value >= upper for value in values]) <= 0.05
-        assert np.mean([value <= lower for value in values]) <= 0.05
-    few = replace(learned, honest=values[:5], padded=values[:5])
-    assert few.bounds(0.05, 0.05) == (-np.inf, np.inf)  # too few to promise anything
-
-
-def test_binomial_tails_are_exact():
-    assert binomial_p(0, 5, 0.1) == 1.0
-    assert binomial_p(5, 5, 0.1) == pytest.approx(1e-5)
-    assert binomial_p(1, 2, 0.5) == pytest.approx(0.75)
-
-
-def test_verifiers_that_cannot_work_are_refused():
-    with pytest.raises(InputError, match="choose rule"):
-        Verifier("magic")
-    with pytest.raises(InputError, match="no weights phi1"):
-        Verifier("deepset")
-    with pytest.raises(InputError, match="p0 < p1"):
-        Verifier("rule", prior=(0.5, 0.4))
-    with pytest.raises(InputError, match="at least one block"):
-        Verifier("rule").evidence([], [])
 
 
 def test_duplicates_count_as_bad_only_with_dedup(heads):
@@ -211,7 +152,7 @@ def audit(coin, tokens=TOKENS, billed=None, answer=ANSWER, ask=None):
 
 @pytest.mark.parametrize("verifier", ["rule", "deepset", "rnn"])
 def test_exposure_is_counted_exactly_and_stays_within_the_limits(verifier):
-    coin = CoIn(block=BLOCK, verifier=verifier, seed=4)
+    coin = replace(COIN, verifier=verifier, seed=4)
     provider, report = audit(coin)
     assert report.tokens_opened == len(provider.exposure.tokens)
     assert report.blocks_opened == len(provider.exposure.blocks)
@@ -222,13 +163,13 @@ def test_exposure_is_counted_exactly_and_stays_within_the_limits(verifier):
 
 
 def test_a_bill_above_the_commitment_does_not_hold():
-    _, report = audit(CoIn(block=BLOCK), billed=500)
+    _, report = audit(COIN, billed=500)
     assert report.verdict == "malicious"
     assert report.reasons == ("500 tokens were billed and 400 committed to",)
 
 
 def test_a_provider_that_answers_only_some_challenges_fails():
-    coin = CoIn(block=BLOCK, seed=1)
+    coin = replace(COIN, seed=1)
     provider = coin.commit(TOKENS, EMBED)
     calls = []
 
@@ -247,19 +188,19 @@ def test_a_provider_that_answers_only_some_challenges_fails():
 
 
 def test_without_an_answer_the_count_holds_and_the_content_is_open():
-    _, report = audit(CoIn(block=BLOCK), answer="  \n")
+    _, report = audit(COIN, answer="  \n")
     assert report.verdict == "inconclusive"
     assert report.tokens_opened == 5
 
 
 def test_a_reasoning_too_short_for_the_limits_is_inconclusive():
-    _, report = audit(CoIn(block=BLOCK), tokens=TOKENS[:20])
+    _, report = audit(COIN, tokens=TOKENS[:20])
     assert report.verdict == "inconclusive"
     assert report.tokens_opened == 0
 
 
 def test_no_tokens_on_the_bill_or_in_the_trace_are_refused():
-    coin = CoIn(block=BLOCK)
+    coin = COIN
     with pytest.raises(InputError, match="0 hidden tokens"):
         coin.commit([], EMBED)
     held = coin.commit(TOKENS, EMBED).commit()
@@ -268,15 +209,15 @@ def test_no_tokens_on_the_bill_or_in_the_trace_are_refused():
 
 
 def test_the_papers_tree_is_warned_about():
-    _, report = audit(CoIn(block=BLOCK, tree="paper"))
+    _, report = audit(replace(COIN, tree="paper"))
     assert any("does not bind the count" in warning for warning in report.warnings)
     assert any("calibrated on blocks of 32" in warning for warning in report.warnings)
 
 
 def test_hi_and_lo_decide_where_they_are_given():
-    loose = CoIn(block=BLOCK, hi=0.000_002, lo=0.000_001, seed=0)
+    loose = replace(COIN, hi=0.000_002, lo=0.000_001, seed=0)
     assert audit(loose)[1].verdict == "benign"
-    strict = CoIn(block=BLOCK, hi=0.999_999, lo=0.999_998, seed=0)
+    strict = replace(COIN, hi=0.999_999, lo=0.999_998, seed=0)
     assert audit(strict)[1].verdict == "malicious"
 
 
@@ -284,7 +225,7 @@ def test_audits_and_their_simulation_agree(heads):
     for seed in range(4):
         for attack, ir in (("foreign_text", 1.0), ("duplicate_blocks", 2.0), ("naive_count", 0.0)):
             made = pad(attack, HIDDEN, ir, WORLD, seed)
-            coin = CoIn(block=BLOCK, seed=seed)
+            coin = replace(COIN, seed=seed)
             report = audit(coin, made.tokens)[1]
             views = look(coin, [Subject(made, EMBED.whole(ANSWER), seed)], EMBED)
             outcome = decide(coin, views[0], heads)
@@ -333,7 +274,7 @@ def test_thresholds_of_baselines_allow_their_rate():
 def test_the_length_predictor_sees_a_bill_that_is_too_long():
     answers = vectors([f"answer {i}" for i in range(40)])
     predictor = baselines.LengthPredictor.fit(answers, [400] * 40)
-    coin = CoIn(block=BLOCK)
+    coin = COIN
     for attack, ir in (("naive_count", 0.0), ("foreign_text", 1.0)):
         made = pad(attack, HIDDEN, ir, WORLD, 0)
         seen = look(coin, [Subject(made, answers[0], 0)], EMBED)[0]
@@ -342,6 +283,18 @@ def test_the_length_predictor_sees_a_bill_that_is_too_long():
         assert all(np.isfinite(each(seen)) for each in baselines.BASELINES.values())
     with pytest.raises(InputError, match="at least one token"):
         baselines.LengthPredictor.fit(answers, [0] * 40)
+
+
+def test_full_disclosure_judges_every_block_and_every_token(heads):
+    made = pad("foreign_text", HIDDEN, 1.0, WORLD, 0)
+    seen = look(COIN, [Subject(made, EMBED.whole(ANSWER), 0)], EMBED)[0]
+    got = baselines.Disclosed(heads, COIN, EMBED)(seen)
+    judge = Judge(heads, heads.verifiers["deepset"], quantise(EMBED.whole(ANSWER)))
+    for at in range(0, len(made.tokens), BLOCK):
+        tokens = made.tokens[at : at + BLOCK]
+        judge.see(at // BLOCK, quantise(EMBED(["".join(tokens)]))[0], quantise(EMBED(tokens)))
+    assert len(judge.seen) == 100
+    assert got == pytest.approx(judge.evidence, abs=1e-5)
 
 
 def test_unknown_embedders_are_refused_and_empty_texts_too():
@@ -358,6 +311,8 @@ def test_real_vectors_in_batches_of_one_or_many_agree_within_a_step_of_the_grid(
     together = Embedder()(texts)
     alone = np.concatenate([Embedder()([text]) for text in texts])
     assert np.abs(together - alone).max() < 1e-5
+    # Most values are then the same on the grid; one in the middle of two steps may not be.
+    assert np.mean(quantise(together) == quantise(alone)) > 0.98
     kept = Embedder()
     kept(texts)
     kept.save(tmp_path / "table.npz")

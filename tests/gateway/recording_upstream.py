@@ -3,11 +3,11 @@
 Run as a process (`python recording_upstream.py PORT LOG`) or in a thread (`Upstream`). What it does
 is chosen by the model's name, so that one server has every behaviour:
 
-- `plain`, `slow` (.2 s), `drip` (a stream with pauses)
+- `plain`, `slow` (.2 s), `drip` (a stream with pauses), `gate` (waits until `Handler.gate` opens)
 - `liar` (reports a tenth), `greedy` (serves more than it was asked for), `silent` (no usage)
 - `html`, `error200` (200 with an error), `stall` (never answers), `cut` (breaks off mid-stream)
-- `garbage` (events that are no JSON), `fat` (one endless event), `status500`, `status503`,
-  `status400`, `redirect`, `flaky` (fails every other time)
+- `garbage` (events that are no JSON), `fat` (one endless event): these too wait at the gate
+- `status500`, `status503`, `status400`, `redirect`, `flaky` (fails every other time)
 
 A prompt costs one token a word, an answer is `max_tokens` times "word".
 """
@@ -52,6 +52,8 @@ class Handler:
         self.headers: list[dict[str, str]] = []
         self.calls = 0
         self.cancelled = 0
+        self.gate = threading.Event()
+        self.gate.set()
 
     def app(self) -> web.Application:
         """The application."""
@@ -80,6 +82,8 @@ class Handler:
             await asyncio.sleep(3600)
         if model == "slow":
             await asyncio.sleep(0.2)
+        if model == "gate":
+            await self._opened()
         if model == "error200":
             return web.json_response({"error": {"message": "something broke"}})
         try:
@@ -172,13 +176,15 @@ class Handler:
                 await self._send(response, _piece(endpoint, model, choice, "word "))
             if model == "drip":
                 await asyncio.sleep(0.05)
+            if model in ("cut", "garbage", "fat") and at == 2:
+                await self._opened()
             if model == "cut" and at == 2:
                 assert request.transport is not None
                 request.transport.close()
                 return response
             if model == "garbage" and at == 2:
                 await response.write(b"data: {not json\n\n")
-            if model == "fat":
+            if model == "fat" and at == 2:
                 await response.write(b"data: " + b"x" * 6_000_000)
         if endpoint == "responses":
             usage = self._usage(body, endpoint, prompt, limit)
@@ -196,6 +202,10 @@ class Handler:
             await self._send(response, {**shared, "choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    async def _opened(self) -> None:
+        while not self.gate.is_set():
+            await asyncio.sleep(0.01)
 
     @staticmethod
     async def _send(response: web.StreamResponse, payload: dict[str, Any]) -> None:

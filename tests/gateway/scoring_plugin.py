@@ -20,10 +20,11 @@ class Rogue:
 
     Args:
         how: "longer" answers with more than it got, "crash" takes its process down, "hang" never
-            ends, "raise" fails, "chat" prints, "slow" takes half a second.
+            ends, "raise" fails, "tell" fails with the prompt in its message, "chat" prints, "slow"
+            takes half a second.
     """
 
-    how: Literal["longer", "crash", "hang", "raise", "chat", "slow"] = "longer"
+    how: Literal["longer", "crash", "hang", "raise", "tell", "chat", "slow"] = "longer"
 
     def compress(
         self,
@@ -43,6 +44,8 @@ class Rogue:
             time.sleep(0.5)
         if self.how == "raise":
             raise RuntimeError("no use")
+        if self.how == "tell":
+            raise RuntimeError(f"cannot read {prompt}")
         if self.how == "chat":
             print("a library that talks on its standard output")
         text = prompt + " word" * 50 if self.how == "longer" else "short"

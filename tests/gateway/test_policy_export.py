@@ -102,11 +102,11 @@ def test_the_cheapest_within_a_distance_of_the_best_wins(tmp_path: Path) -> None
 def test_an_axis_decides_what_is_cheap(tmp_path: Path) -> None:
     cells = {
         FULL: (0.5, 900, 90),
-        ("plain", 50): (0.6, 900, 50),
+        ("no-thinking", 50): (0.6, 900, 50),
         ("m1:max_think=8", 50): (0.6, 90, 60),
     }
     run = stored(tmp_path / "run", cells, counts="generated")
-    assert export(run, within=0, axis="generated").winner.stack == "plain"
+    assert export(run, within=0, axis="generated").winner.stack == "no-thinking"
     assert export(run, within=0, axis="seconds").winner.stack == "m1:max_think=8"
     with pytest.raises(InputError, match="usd"):
         export(run, within=0, axis="usd")
@@ -160,6 +160,13 @@ def test_where_the_plain_model_wins_no_policy_is_the_best(tmp_path: Path) -> Non
     assert export(run, budget=500).winner.stack == "bm25"  # the plain prompt has more than 500
 
 
+def test_a_plain_answer_that_was_cut_off_is_a_limit_and_no_policy(tmp_path: Path) -> None:
+    cells = {FULL: (0.1, 20, 90), ("plain", 50): (0.9, 20, 50)}
+    run = stored(tmp_path / "run", cells, counts="generated")
+    with pytest.raises(InputError, match="without a policy, with max_output = 50"):
+        export(run, budget=50)
+
+
 def test_a_plain_model_that_costs_no_more_than_the_budget_takes_part(tmp_path: Path) -> None:
     run = stored(tmp_path / "run", {**PROMPTS, FULL: (0.9, 400, 20)})
     with pytest.raises(InputError, match="no policy is the best"):
@@ -183,7 +190,7 @@ def test_a_winner_that_can_be_no_policy_is_refused(tmp_path: Path, stack: str, m
 
 
 def test_a_budget_of_all_tokens_has_no_knob(tmp_path: Path) -> None:
-    run = stored(tmp_path / "run", {("plain", 50): (0.9, 20, 20)}, counts="all")
+    run = stored(tmp_path / "run", {("m1", 50): (0.9, 20, 20)}, counts="all")
     with pytest.raises(InputError, match="counts prompts as well"):
         export(run, budget=50)
 
@@ -304,16 +311,14 @@ def test_no_text_of_the_runs_size_keeps_more_than_its_budget(
     assert kept <= max(1, limit)
 
 
-
-
 @pytest.mark.parametrize(
     ("stack", "budget", "wanted", "answer"),
     [
         ("m1", 512, {"decode": "m1:max_think=384"}, 128),
         ("m1:max_think=100", 512, {"decode": "m1:max_think=100"}, 128),
         ("m1:max_answer=64", 512, {"decode": "m1:max_answer=64,max_think=448"}, 64),
-        ("plain", 24, {"decode": "plain"}, 24),
-        ("plain", 512, {"decode": "plain"}, 32),
+        ("no-thinking", 24, {"decode": "no-thinking"}, 24),
+        ("no-thinking", 512, {"decode": "no-thinking"}, 32),
         ("self-consistency:n=4", 512, {"reason": "self-consistency:n=4"}, 32),
         ("self-consistency:n=4", 96, {"reason": "self-consistency:n=3"}, 32),
         ("shortest", 64, {"reason": "shortest:n=2"}, 32),
@@ -420,7 +425,7 @@ def compared(folder: Path) -> dict[str, Any]:
     found = compare(
         plan(
             task="chainarith:operations=[2,3]",
-            methods=("plain", "self-consistency:n=2"),
+            methods=("shortest:n=2", "self-consistency:n=2"),
             budgets=(64,),
             model="mine",
             n=4,

@@ -419,6 +419,13 @@ def test_what_the_upstream_offers_is_accepted(files: dict[str, str]) -> None:
         assert Catalogue(found).policies["p"].solves
 
 
+def test_hidden_states_are_of_local_models_only() -> None:
+    policy = {"reason": "latent-trajectory:R=2"}
+    with pytest.raises(InputError, match="it needs hidden_states, which upstream 'u' does not"):
+        Catalogue(routed(policy))
+    assert Catalogue(routed(policy, "l")).policies["p"].needs() == ("hidden_states",)
+
+
 def test_compressors_need_nothing_of_the_upstream() -> None:
     assert not Catalogue(routed({"prompt": "head"})).policies["p"].solves
 

@@ -6,7 +6,8 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from servers import Serving, serving
 from sqlalchemy import select
 
 from outlay.gateway.store import admin, schema
+from outlay.gateway.store.engine import open_engine
 from outlay.gateway.windows import Window
 
 NAMES = (
-    *("slow", "liar", "silent", "html", "error200", "stall", "cut", "garbage", "fat"),
+    *("gate", "slow", "liar", "silent", "html", "error200", "stall", "cut", "garbage", "fat"),
     *("status500", "status503", "status400", "status401", "redirect", "flaky"),
 )
 MORE = "".join(f'\n[models.{name}]\nupstream = "{name}"\n' for name in NAMES)
@@ -259,14 +261,40 @@ def test_failures_are_told_and_charged_unless_nothing_can_have_been_spent(
 
 @pytest.mark.parametrize("model", ["cut", "garbage", "fat"])
 def test_a_stream_that_breaks_ends_with_an_error_and_is_charged_in_full(
-    gateway: Serving, model: str
+    gateway: Serving, recorder: Running, model: str
 ) -> None:
     caller = Caller(gateway)
-    status, found = caller.stream(model=model, max_tokens=20)
-    assert status in (200, 502)
-    last = found[-1] if status == 200 else {"error": True}
-    assert last != "[DONE]"
-    assert "error" in last
+    recorder.handler.gate.clear()
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}
+    with httpx.stream(
+        "POST",
+        f"{gateway.url}/v1/chat/completions",
+        json={**body, "stream": True},
+        headers={"authorization": f"Bearer {caller.token}"},
+        timeout=60,
+    ) as answer:
+        text = ""
+        for piece in answer.iter_text():
+            text += piece
+            recorder.handler.gate.set()  # something has come: now it breaks
+    assert answer.status_code == 200
+    last = events(text)[-1]
+    assert last["error"]["code"] == "upstream_error"
+    assert caller.row().kind == "unknown"
+
+
+def test_a_stream_that_stalls_is_given_up_with_an_error_and_charged_in_full(
+    gateway: Serving, recorder: Running
+) -> None:
+    caller = Caller(gateway)
+    recorder.handler.gate.clear()
+    try:
+        status, found = caller.stream(model="cut", max_tokens=20)
+    finally:
+        recorder.handler.gate.set()
+    assert status == 200
+    assert found[0]["choices"]
+    assert "took too long" in found[-1]["error"]["message"]
     assert caller.row().kind == "unknown"
 
 
@@ -319,20 +347,34 @@ def test_a_spent_budget_refuses_and_says_when_it_renews(gateway: Serving) -> Non
     assert caller.used() == (0, 0)
 
 
-def test_a_budget_that_others_have_reserved_asks_to_wait(gateway: Serving) -> None:
+@contextmanager
+def in_flight(recorder: Running, caller: Caller, **body: Any) -> Iterator[Future[httpx.Response]]:
+    """A request that stays at the upstream while the block runs; its answer comes after it."""
+    recorder.handler.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(caller.post, model="gate", **body)
+        try:
+            until = time.monotonic() + 30
+            while not caller.used()[1]:
+                assert time.monotonic() < until, "it was not admitted within 30 seconds"
+                time.sleep(0.01)
+            yield answer
+        finally:
+            recorder.handler.gate.set()
+
+
+def test_a_budget_that_others_have_reserved_asks_to_wait(
+    gateway: Serving, recorder: Running
+) -> None:
     caller = Caller(gateway, amount=260)
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(caller.post, model="slow", max_tokens=100)
-        for _ in range(200):
-            if caller.used()[1]:
-                break
-            time.sleep(0.01)
-        busy = caller.post(model="slow", max_tokens=100)
-        first.result()
-    assert busy.status_code in (200, 429)
-    if busy.status_code == 429:
-        assert busy.json()["error"]["code"] == "budget_busy"
-        assert busy.headers["retry-after"] == "1"
+    with in_flight(recorder, caller, max_tokens=100) as first:
+        busy = caller.post(max_tokens=100)
+        assert not first.done()
+    assert busy.status_code == 429
+    assert busy.json()["error"]["code"] == "budget_busy"
+    assert busy.headers["retry-after"] == "1"
+    assert "x-should-retry" not in busy.headers
+    assert first.result().status_code == 200
 
 
 def test_a_shrinking_budget_lowers_the_limit_to_what_is_left(
@@ -407,16 +449,18 @@ def test_a_retry_keeps_its_idempotency_key(gateway: Serving) -> None:
     assert answers[1].headers["x-outlay-replayed"] == "true"
 
 
-def test_a_duplicate_in_flight_gets_409(gateway: Serving) -> None:
+def test_a_duplicate_in_flight_gets_409(gateway: Serving, recorder: Running) -> None:
     caller = Caller(gateway)
-    headers = {"idempotency-key": "twin"}
-    with ThreadPoolExecutor(4) as pool:
-        twins = list(
-            pool.map(lambda _: caller.post(model="slow", max_tokens=3, headers=headers), range(4))
-        )
-    codes = sorted(each.status_code for each in twins)
-    assert codes[0] == 200
-    assert set(codes) <= {200, 409}
+    twin: Any = {"max_tokens": 3, "headers": {"idempotency-key": "twin"}}
+    with in_flight(recorder, caller, **twin) as first, ThreadPoolExecutor(4) as pool:
+        twins = list(pool.map(lambda _: caller.post(model="gate", **twin), range(4)))
+        assert not first.done()
+    assert [each.status_code for each in twins] == [409] * 4
+    assert {each.json()["error"]["code"] for each in twins} == {"idempotency_in_flight"}
+    assert first.result().status_code == 200
+    again = caller.post(model="gate", **twin)
+    assert again.status_code == 200
+    assert again.headers["x-outlay-replayed"] == "true"
     assert len(caller.rows()) == 1
 
 
@@ -526,6 +570,21 @@ def test_unknown_keys_do_not_reach_the_database(gateway: Serving) -> None:
     looks = 2 * (time.monotonic() - began) + 2
     upkeep = (time.monotonic() - began) + 4
     assert gateway.gateway.store.batches - before <= looks + upkeep
+
+
+def test_callers_that_come_together_with_another_replicas_key_all_get_in(
+    gateway: Serving,
+) -> None:
+    """A key that this worker has not read yet: whoever asks while it looks shares the look."""
+    url = gateway.gateway.config.store.url.get_secret_value()
+    engine = open_engine(url, "process")
+    with engine.begin() as connection:
+        made = admin.create_key(connection, time.time(), actor="test", name="elsewhere")
+    engine.dispose()
+    time.sleep(0.6)  # the last look is over
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: gateway.chat(made.token).status_code, range(32)))
+    assert found == [200] * 32
 
 
 def test_models_are_listed_for_the_key_that_asks(gateway: Serving) -> None:

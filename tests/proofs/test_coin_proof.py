@@ -5,7 +5,7 @@ import json
 import pytest
 
 from outlay.errors import InputError
-from outlay.proofs import coin, coin_runs
+from outlay.proofs import coin, coin_count
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,15 @@ def test_the_result_is_json_with_a_table_and_a_picture(result, tmp_path):
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert data["system"] == "coin"
     assert {row["verifier"] for row in data["data"]["dsr"]} == {"rule", "deepset", "rnn"}
-    assert set(data["data"]["mutations"]) == set(coin_runs.KINDS)
-    assert "trust" in data["data"]["baselines"]
+    assert set(data["data"]["mutations"]) == set(coin_count.KINDS)
+    assert {"trust", "full disclosure"} <= set(data["data"]["baselines"])
+    placed = {(row["attack"], row["place"]) for row in data["data"]["places"]}
+    assert placed == {
+        (attack, place)
+        for attack in ("random_vocab", "duplicate_blocks")
+        for place in ("end", "uniform", "interleaved")
+    }
+    assert {"solutions", "pages"} == set(data["data"]["honest_by_source"])
     assert len(result.table().splitlines()) == len(result.checks) + 2
     result.draw(tmp_path / "coin.png")
     assert (tmp_path / "coin.png").stat().st_size > 10_000
@@ -44,6 +51,6 @@ def test_the_result_is_json_with_a_table_and_a_picture(result, tmp_path):
 def test_detection_in_simulation_follows_the_formula():
     from outlay.audit.commitment import detection
 
-    got = coin_runs.caught(100, 10, 6, 1500, 5)
+    got = coin_count.caught(100, 10, 6, 1500, 5)
     wanted = detection(99, 10, 5)
     assert abs(got - wanted) < 4 * (wanted * (1 - wanted) / 1500) ** 0.5

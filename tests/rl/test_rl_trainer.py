@@ -279,7 +279,7 @@ def test_no_row_is_longer_than_its_own_cap(tmp_path: Path) -> None:
     method = Forced(caps=(3, 7, None, 12))
     trainer = budgeted(method, tmp_path)
     trainer.train()
-    longest = {cap: 0 for cap in method.caps}
+    longest: dict[int | None, int] = dict.fromkeys(method.caps, 0)
     for context in method.seen:
         for row, length in zip(context.rows, context.lengths, strict=True):
             longest[row["hard_cap"]] = max(longest[row["hard_cap"]], length)
@@ -383,6 +383,62 @@ def test_rows_without_loss_leave_the_gradient_unchanged(shared: Recorder, loss: 
         found = gradient(shared, batches)
         assert found[0] == pytest.approx(wanted[0], abs=1e-6)
         assert torch.allclose(found[1], wanted[1], rtol=1e-4, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Forgetful(Doubled):
+    """Leaves out what the trainer can compute."""
+
+    def expand(self, batch: dict[str, Any], context: Context) -> dict[str, Any]:
+        kept = super().expand(batch, context)
+        return {k: v for k, v in kept.items() if not k.endswith("_per_token_logps")}
+
+
+def test_probabilities_that_a_method_leaves_out_are_computed(tmp_path: Path) -> None:
+    settings = {
+        "steps_per_generation": 2,
+        "per_device_train_batch_size": 4,
+        "beta": 0.1,
+        "num_iterations": 2,
+    }
+    trainer = budgeted(Plain(rewards=(short,)), tmp_path, **settings)
+    whole, again = scored(trainer, Doubled(extra=2)), scored(trainer, Forgetful(extra=2))
+    for key in ("old_per_token_logps", "ref_per_token_logps"):
+        mask = whole["completion_mask"].bool()
+        assert torch.allclose(whole[key][mask], again[key][mask], atol=1e-5)
+        assert whole[key][mask].abs().max() > 0
+
+
+def test_a_truncated_row_without_loss_has_no_advantage(tmp_path: Path) -> None:
+    settings = {"mask_truncated_completions": True, "max_completion_length": 8}
+    trainer = budgeted(Plain(rewards=(short,)), tmp_path, **settings)
+    batch = scored(trainer, Given(shape="dense"))
+    masked = batch["completion_mask"].sum(dim=1) == 0
+    assert masked.any()
+    assert not masked.all()
+    assert (batch["advantages"][masked] == 0).all()
+    assert (batch["advantages"][~masked] != 0).any()
+
+
+def test_trls_own_evaluation_works_too(tmp_path: Path) -> None:
+    model, tokenizer = load("small")
+    method = Forced(caps=(6,))
+    args = make_config(
+        method, tmp_path, {**SMALL, "per_device_eval_batch_size": 8, "max_steps": 1}, cpu=True
+    )
+    trainer = BudgetGRPOTrainer(
+        model,
+        method,
+        args,
+        data(),
+        verifier=ChainArithVerifier(),
+        eval_dataset=data(4),
+        processing_class=tokenizer,
+    )
+    found = trainer.evaluate()
+    assert found["eval_completions/max_length"] <= 6
+    assert {context.mode for context in method.seen} == {"eval"}
+    assert any("eval_rollouts/acc" in line for line in trainer.state.log_history)
 
 
 def test_padding_reaches_training(tmp_path: Path) -> None:
@@ -594,7 +650,10 @@ def test_a_faulty_method_is_told_what_is_wrong(
 ) -> None:
     with pytest.raises(error, match=says):
         scored(shared, Bad(fault=fault))
-    scored(shared, Bad())  # and goes on without the fault
+
+
+def test_a_method_without_fault_is_taken_after_a_faulty_one(shared: Recorder) -> None:
+    assert len(scored(shared, Bad())["completion_ids"]) == 8
 
 
 def test_rewards_of_wrong_length_or_value_are_refused(tmp_path: Path) -> None:
@@ -673,8 +732,8 @@ def test_another_trl_is_refused_with_a_message() -> None:
     check_class(GRPOTrainer)
     with pytest.raises(DependencyError, match=r"_calculate_rewards\(self, inputs\) where"):
         check_class(Changed)
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "advantages", "num_items_in_batch")
     with pytest.raises(DependencyError, match="lack completion_mask"):
-        keys = ("prompt_ids", "prompt_mask", "completion_ids", "advantages", "num_items_in_batch")
         check_batch(dict.fromkeys(keys))
 
 
@@ -689,6 +748,32 @@ def test_a_vllm_server_takes_no_prompts_of_members(tmp_path: Path) -> None:
     for row in rows:
         row["prefix_ids"] = [7]
     trainer._whole_plan(rows, 4)
+
+
+def test_log_probabilities_of_a_backend_stay_with_their_tokens(tmp_path: Path) -> None:
+    """A backend that, as vLLM does, samples to its limit and says how probable each token was."""
+
+    class Backend:
+        max_completion_length = 20
+
+        def sync_weights(self) -> None:
+            pass
+
+        def generate(self, prompts: list[list[int]], **_: Any) -> Any:
+            self.asked, n = prompts, self.max_completion_length
+            self.limit = n
+            logprobs = [[[-float(t)] for t in range(n)] for _ in prompts]
+            return prompts, [list(range(10, 10 + n)) for _ in prompts], logprobs, None
+
+    trainer = budgeted(Forced(caps=(3, 6), words=((7, 8), ())), tmp_path)
+    trainer.use_vllm, trainer.vllm_mode, trainer._last_loaded_step = True, "colocate", -1
+    backend = trainer.vllm_generation = Backend()
+    trainer._plan = trainer._whole_plan(trainer._planned([dict(data(1)[0])] * 4, 4), 4)
+    ids, logprobs = trainer._generate_single_turn([[1], [1], [1], [1]], None, {}, 4)
+    assert ids == [[7, 8, 10], [10, 11, 12, 13, 14, 15]] * 2
+    assert logprobs == [[None, None, 0.0], [0.0, -1.0, -2.0, -3.0, -4.0, -5.0]] * 2
+    assert backend.asked == [[1, 7, 8], [1]] * 2
+    assert (backend.limit, backend.max_completion_length) == (6, 20)
 
 
 def test_caps_are_refused_where_rollouts_sample_by_themselves(tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from outlay.audit.attacks import World
+from outlay.audit.embedding import Embedder
 from outlay.audit.heads import Heads, cosine
 from outlay.errors import InputError
 from outlay.stats import auc
-from outlay.testbeds.coin.traces import SOURCES, pieces, split_of, traces
+from outlay.testbeds.coin.calibrate import PLACES, parted, subject
+from outlay.testbeds.coin.traces import SOURCES, Trace, pieces, split_of, traces
 from outlay.testbeds.coin.train import (
     DeepSets,
     Pairs,
@@ -19,13 +22,20 @@ from outlay.testbeds.coin.train import (
 )
 
 
+class Flat(Embedder):
+    """One vector for everything: only lengths are looked at."""
+
+    def __call__(self, texts):
+        return np.tile(np.eye(1, 384, dtype=np.float32), (len(texts), 1))
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("source", SOURCES)
 def test_traces_are_the_same_every_time_and_no_name_is_in_two_splits(source):
     made = traces(source, "test", 3)
     assert made == traces(source, "test", 3)
     for trace in made:
-        assert 320 <= len(trace.tokens) <= 480
+        assert 640 <= len(trace.tokens) <= 2560
         assert trace.answer.strip()
         assert "".join(trace.tokens).isascii()
         assert pieces("".join(trace.tokens[:5]))
@@ -78,10 +88,30 @@ def test_numpy_and_torch_verifiers_agree(kind, network):
     assert Verifier(kind, weights).evidence(good[0], [False] * 5) == pytest.approx(wanted, abs=1e-5)
 
 
-def test_the_shipped_heads_say_how_they_were_made():
-    heads = Heads.load()
+@pytest.mark.model
+def test_an_inflated_trace_is_as_long_as_its_honest_one_wherever_padding_goes():
+    for trace in traces("pages", "test", 2):
+        for ir in (0.25, 1.0, 3.0):
+            for place in PLACES:
+                made = subject(trace, "repeat_last", ir, 0, World(32), Flat(), place).padded
+                assert abs(len(made.tokens) - len(trace.tokens)) <= 2
+                assert sum(made.injected) == pytest.approx(len(trace.tokens) * ir / (1 + ir), abs=2)
+
+
+def test_a_third_of_each_source_teaches_and_the_rest_sets_bounds():
+    made = [Trace(f"{source}/{i}", source, ("a",), "b") for i in range(9) for source in SOURCES]
+    teach, fit = parted(made)
+    assert len(teach) == 6
+    assert len(fit) == 12
+    assert not {trace.name for trace in teach} & {trace.name for trace in fit}
+    assert {trace.source for trace in teach} == set(SOURCES)
+
+
+@pytest.mark.parametrize("block", [32, 256])
+def test_the_shipped_heads_say_how_they_were_made(block):
+    heads = Heads.load(block=block)
     assert heads.dimension == 384
     assert set(heads.verifiers) == {"rule", "deepset", "rnn"}
-    assert heads.about["block"] == 32
+    assert heads.about["block"] == block
     for name in ("tokens", "answer"):
         assert heads.about["auc"][name]["head"] > heads.about["auc"][name]["cosine"]

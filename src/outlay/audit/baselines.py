@@ -1,7 +1,7 @@
 """What an auditor could do instead, with the same openings: evidence of padding, higher for more.
 
 Each baseline gives one number per audit; its threshold is set on honest calibration audits, as
-CoIn's is. "trust" and the length predictor open nothing.
+CoIn's is. "trust" and the length predictor open nothing; full disclosure opens all.
 
 Shapes: N traces, F features.
 """
@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from outlay.audit.heads import cosine
-from outlay.audit.simulation import Seen
+from outlay.audit.coin import CoIn
+from outlay.audit.embedding import Embedder
+from outlay.audit.heads import Heads, cosine
+from outlay.audit.simulation import Seen, look, path
 from outlay.errors import InputError
 
 Evidence = Callable[[Seen], float]
@@ -55,6 +57,32 @@ BASELINES: dict[str, Evidence] = {
     "zlib": compressed,
     "raw cosine": raw_cosine,
 }
+
+
+@dataclass(frozen=True)
+class Disclosed:
+    """Full disclosure: every block and every token is opened and judged by the same heads.
+
+    The most that they can tell; no provider that hides its reasoning allows it.
+
+    Args:
+        heads: whose verifier decides.
+        coin: the audit that it is compared with.
+        embed: the agreed embedder.
+    """
+
+    heads: Heads
+    coin: CoIn
+    embed: Embedder = field(repr=False)
+
+    def __call__(self, seen: Seen) -> float:
+        """Evidence from all of a subject."""
+        tokens = len(seen.subject.padded.tokens)
+        coin = replace(
+            self.coin, max_block_exposure=1.0, max_token_exposure=1.0, b_1=tokens, q=self.coin.block
+        )
+        view = look(coin, [seen.subject], self.embed)[0]
+        return path(view, self.heads, self.heads.verifiers[coin.verifier], dedup=coin.dedup)[-1]
 
 
 @dataclass(frozen=True)

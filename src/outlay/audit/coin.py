@@ -96,7 +96,7 @@ class CoIn:
         b_1: blocks judged in the first round.
         b: blocks judged in every further round.
         q: tokens opened per judged block.
-        heads: folder of trained heads; "" is the shipped ones.
+        heads: folder of trained heads; "" is those that come with the package for the block size.
         verifier: "deepset", "rnn" or "rule".
         hi: probability of benign from which the verdict is benign; None is calibrated.
         lo: probability of benign up to which the verdict is malicious; None is calibrated.
@@ -178,13 +178,19 @@ class CoIn:
         """The trained heads.
 
         Raises:
-            ModelError: if there are none.
+            InputError: if none come with the package for this block size.
+            ModelError: if the folder that was given holds none.
         """
-        return _heads(self.heads)
+        return _heads(self.heads, self.block)
 
-    def bounds(self, verifier: Verifier) -> tuple[float, float]:
-        """Evidence at which an audit ends, as (benign at most, malicious at least)."""
-        lower, upper = verifier.bounds(self.delta_fp, self.delta_fn)
+    def bounds(self, verifier: Verifier, blocks: int) -> tuple[float, float]:
+        """Evidence from so many blocks at which an audit ends: benign at most, malicious at least.
+
+        Args:
+            verifier: whose evidence it is.
+            blocks: that were judged.
+        """
+        lower, upper = verifier.bounds(self.delta_fp, self.delta_fn, blocks)
         if self.hi is not None:
             lower = -float(np.log(self.hi / (1 - self.hi)))
         if self.lo is not None:
@@ -231,8 +237,8 @@ class CoIn:
 
 
 @lru_cache(maxsize=4)
-def _heads(folder: str) -> Heads:
-    return Heads.load(folder or None)
+def _heads(folder: str, block: int) -> Heads:
+    return Heads.load(folder or None, block=block)
 
 
 class _Audit:
@@ -286,7 +292,6 @@ class _Audit:
             raise InputError(f"these heads come without a verifier {self.coin.verifier}")
         verifier = self.heads.verifiers[self.coin.verifier]
         judge = self.judge = Judge(self.heads, verifier, answer_D, self.coin.dedup)
-        lower, upper = self.coin.bounds(verifier)
         for number, blocks in enumerate(plan.rounds, 1):
             self.rounds = number
             wanted = [i for _, tokens in blocks for i in tokens if i not in self.opened]
@@ -295,6 +300,7 @@ class _Audit:
             for block, tokens in blocks:
                 block_D = self.opened[tokens[0]].block_D
                 judge.see(block, block_D, np.stack([self.opened[i].token_D for i in tokens]))
+            lower, upper = self.coin.bounds(verifier, len(judge.seen))
             if judge.evidence >= upper:
                 bad = sum(each.bad for each in judge.seen)
                 return self._report(

@@ -119,6 +119,14 @@ class Opening:
     path: tuple[bytes, ...] = field(repr=False)
 
 
+def opening(prints: Fingerprints, tree: Tree, index: int) -> Opening:
+    """The opening of a token, whatever its provider may still say about limits."""
+    block = prints.partition.of(index)
+    return Opening(
+        index, block, prints.blocks_AD[block], prints.tokens_MD[index], tree.prove(index)
+    )
+
+
 @dataclass
 class Provider:
     """The provider's side: holds fingerprints, commits, opens what is asked, up to limits.
@@ -180,14 +188,7 @@ class Provider:
                 raise InputError(f"index {index}; tokens are numbered 0 to {last}")
         self.exposure.open(challenge.indices)
         self._answered.add(challenge.nonce)
-        return [self._open(index) for index in challenge.indices]
-
-    def _open(self, index: int) -> Opening:
-        prints = self.fingerprints
-        block = prints.partition.of(index)
-        return Opening(
-            index, block, prints.blocks_AD[block], prints.tokens_MD[index], self._tree.prove(index)
-        )
+        return [opening(self.fingerprints, self._tree, index) for index in challenge.indices]
 
 
 @dataclass(frozen=True)
@@ -297,26 +298,27 @@ class Auditor:
             raise InputError("this challenge is not open; draw one and check its answer once")
         failures: list[str] = []
         good: list[Opening] = []
-        answered = {opening.index: opening for opening in openings}
-        if [opening.index for opening in openings] != list(challenge.indices):
+        answered = {each.index: each for each in openings}
+        if [each.index for each in openings] != list(challenge.indices):
             failures.append("the openings are not those that were asked for, in their order")
         for index in challenge.indices:
-            opening = answered.get(index)
-            if opening is None:
+            found = answered.get(index)
+            if found is None:
                 failures.append(f"token {index} was not opened")
                 continue
-            if reason := self._wrong(opening):
+            if reason := self.fault(found):
                 failures.append(f"token {index}: {reason}")
                 continue
-            stated = self._stated.setdefault(opening.block, opening.block_D.tobytes())
-            if stated != opening.block_D.tobytes():
-                failures.append(f"token {index}: block {opening.block} has two embeddings")
+            stated = self._stated.setdefault(found.block, found.block_D.tobytes())
+            if stated != found.block_D.tobytes():
+                failures.append(f"token {index}: block {found.block} has two embeddings")
                 continue
-            good.append(opening)
+            good.append(found)
         hashes = len(challenge.indices) * (1 + math.ceil(math.log2(max(2, self.commitment.tokens))))
         return Checked(tuple(good), tuple(failures), hashes)
 
-    def _wrong(self, opening: Opening) -> str:
+    def fault(self, opening: Opening) -> str:
+        """Why an opening is no leaf of the commitment; "" for one that is."""
         held = self.commitment
         if opening.block != held.partition.of(opening.index):
             return f"it lies in block {held.partition.of(opening.index)}, not {opening.block}"

@@ -8,6 +8,7 @@ Shapes: N texts, D embedding size.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ class Embedder:
 
     def save(self, path: Path) -> None:
         """Keep the table in a file."""
-        texts = np.array(list(self.table), dtype=np.str_)
+        texts = np.frombuffer(json.dumps(list(self.table)).encode(), dtype=np.uint8)
         vectors = np.stack(list(self.table.values())).astype(np.float32)
         np.savez(path, texts=texts, vectors=vectors)
 
@@ -70,7 +71,8 @@ class Embedder:
         if not path.exists():
             return cls(name)
         with np.load(path) as held:
-            return cls(name, dict(zip(held["texts"].tolist(), held["vectors"], strict=True)))
+            texts = json.loads(held["texts"].tobytes())
+            return cls(name, dict(zip(texts, held["vectors"], strict=True)))
 
 
 EMBEDDERS: Mapping[str, Callable[[], Embedder]] = {"minilm": Embedder}

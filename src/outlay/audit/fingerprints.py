@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -140,9 +140,29 @@ class Fingerprints:
         block = self.partition.of(index)
         return payload(self.form, index, block, self.blocks_AD[block], self.tokens_MD[index])
 
-    def leaves(self) -> list[bytes]:
-        """All payloads."""
-        return [self.leaf(index) for index in range(self.partition.tokens)]
+    def leaves(self) -> Sequence[bytes]:
+        """All payloads, each made when it is read: together they would be larger than all else."""
+        return _Leaves(self)
+
+
+class _Leaves(Sequence[bytes]):
+    """Payloads that are made when they are read."""
+
+    def __init__(self, prints: Fingerprints) -> None:
+        self._prints = prints
+
+    def __len__(self) -> int:
+        return self._prints.partition.tokens
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        found = range(len(self))[index]
+        if isinstance(found, range):
+            return [self._prints.leaf(each) for each in found]
+        return self._prints.leaf(found)
 
 
 def block_texts(texts: Sequence[str], block: int) -> list[str]:

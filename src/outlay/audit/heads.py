@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from outlay.audit.fingerprints import Vectors
-from outlay.audit.verifiers import Verifier
+from outlay.audit.verifiers import Track, Verifier
 from outlay.errors import InputError, ModelError
 
 Scores = npt.NDArray[np.float64]
 WEIGHTS, SETTINGS = "heads.safetensors", "heads.json"
+_FOLDER = "heads-"  # and the block size
 
 
 def cosine(left_ND: Vectors, right_ND: Vectors) -> Scores:
@@ -113,8 +114,8 @@ class Heads:
                 name: {
                     "kind": each.kind,
                     "prior": list(each.prior),
-                    "honest": [round(value, 6) for value in each.honest],
-                    "padded": [round(value, 6) for value in each.padded],
+                    "honest": _track_json(each.honest),
+                    "padded": _track_json(each.padded),
                 }
                 for name, each in self.verifiers.items()
             },
@@ -123,13 +124,14 @@ class Heads:
         (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | Path | None = None) -> Heads:
-        """The heads of a folder; None is the shipped ones.
+    def load(cls, folder: str | Path | None = None, *, block: int = 32) -> Heads:
+        """The heads of a folder; None is those that come with the package for a block size.
 
         Raises:
+            InputError: if none come for this block size.
             ModelError: if the folder holds no heads that can be read.
         """
-        home = shipped() if folder is None else Path(folder)
+        home = shipped(block) if folder is None else Path(folder)
         try:
             from safetensors.numpy import load_file
 
@@ -142,8 +144,8 @@ class Heads:
                 verifiers[name] = Verifier(
                     row["kind"],
                     weights,
-                    tuple(row["honest"]),
-                    tuple(row["padded"]),
+                    _read_track(row["honest"]),
+                    _read_track(row["padded"]),
                     (row["prior"][0], row["prior"][1]),
                 )
             return cls(
@@ -160,6 +162,34 @@ class Heads:
             ) from error
 
 
-def shipped() -> Path:
-    """The folder of the heads that come with the package."""
-    return Path(__file__).parent.parent / "testbeds" / "coin" / "heads"
+def _track_json(track: Track | None) -> dict[str, list[float]] | None:
+    if track is None:
+        return None
+    return {
+        name: [round(value, 6) for value in getattr(track, name)]
+        for name in ("means", "spreads", "extremes")
+    }
+
+
+def _read_track(row: Any) -> Track | None:
+    if row is None:
+        return None
+    return Track(tuple(row["means"]), tuple(row["spreads"]), tuple(row["extremes"]))
+
+
+def shipped(block: int) -> Path:
+    """The folder of the heads that come with the package for blocks of so many tokens.
+
+    Raises:
+        InputError: for a block size that none were calibrated for.
+    """
+    home = Path(__file__).parent.parent / "testbeds" / "coin"
+    found = home / f"{_FOLDER}{block}"
+    if not found.is_dir():
+        sizes = sorted(int(each.name.removeprefix(_FOLDER)) for each in home.glob(f"{_FOLDER}*"))
+        raise InputError(
+            f"block={block}: the package has heads for blocks of "
+            f"{' or '.join(map(str, sizes))} tokens. Agree on one of these, or calibrate your own "
+            f"with: python -m outlay.testbeds.coin --block {block} --out DIR, and give heads=DIR"
+        )
+    return found

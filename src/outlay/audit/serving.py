@@ -1,8 +1,8 @@
 """The provider's side over HTTP: `/commit` and `/open`, to mount into a server that generates.
 
 Opt-in, because stored fingerprints can be inverted to text: who has the store has the reasoning,
-and who has an id may open a share of it. Ids cannot be guessed, entries end after a time to live,
-and openings stop at the provider's limits.
+and who has an id may open a share of it. Ids cannot be guessed and may belong to an owner, entries
+end after a time to live, and openings stop at the provider's limits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -24,9 +25,27 @@ from outlay.errors import DependencyError, EndpointError, InputError
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
-    from starlette.responses import JSONResponse
+    from starlette.routing import BaseRoute
 
 _BODY = 1_000_000  # bytes of a request
+_WAIT = 0.5  # seconds between looks for a commitment that is being made
+
+
+class NotYetError(InputError):
+    """The commitment behind an id is still being made; ask again."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One answer: whose it is, until when it is kept, its fingerprints."""
+
+    owner: str
+    until: float
+    provider: Provider
+
+    @property
+    def tokens(self) -> int:
+        return self.provider.fingerprints.partition.tokens
 
 
 class FingerprintStore:
@@ -35,6 +54,7 @@ class FingerprintStore:
     Args:
         ttl: seconds that an entry is kept.
         most: entries.
+        most_tokens: hidden tokens of all entries together; each takes about 2 kB of memory.
         clock: seconds, for tests.
 
     Raises:
@@ -42,46 +62,70 @@ class FingerprintStore:
     """
 
     def __init__(
-        self, ttl: float = 3600.0, most: int = 1000, clock: Callable[[], float] = time.monotonic
+        self,
+        ttl: float = 3600.0,
+        most: int = 1000,
+        most_tokens: int = 1_000_000,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not ttl > 0 or most < 1:
-            raise InputError(f"ttl={ttl}, most={most}; both must be above 0")
-        self.ttl, self.most, self._clock = ttl, most, clock
-        self._held: OrderedDict[str, tuple[float, Provider]] = OrderedDict()
+        if not ttl > 0 or most < 1 or most_tokens < 1:
+            raise InputError(
+                f"ttl={ttl}, most={most}, most_tokens={most_tokens}; all must be above 0"
+            )
+        self.ttl, self.most, self.most_tokens, self._clock = ttl, most, most_tokens, clock
+        self._held: OrderedDict[str, _Entry] = OrderedDict()
+        self._making: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def put(self, provider: Provider) -> str:
-        """Keep a provider's fingerprints; returns the id that goes on the bill."""
-        name = secrets.token_urlsafe(24)
+    def announce(self, name: str, owner: str = "") -> None:
+        """An id whose fingerprints follow, by `put` or not, by `forget`: askers wait until then."""
+        with self._lock:
+            self._making[name] = owner
+
+    def put(self, provider: Provider, name: str = "", owner: str = "") -> str:
+        """Keep a provider's fingerprints; returns the id that goes on the bill.
+
+        Args:
+            provider: it commits now.
+            name: of the id; "" draws one that cannot be guessed.
+            owner: who alone may ask for it.
+        """
+        name = name or secrets.token_urlsafe(24)
         provider.commit()
         with self._lock:
             self._purge()
-            self._held[name] = (self._clock() + self.ttl, provider)
-            while len(self._held) > self.most:
-                self._held.popitem(last=False)
+            self._making.pop(name, None)
+            self._held[name] = _Entry(owner, self._clock() + self.ttl, provider)
+            tokens = sum(entry.tokens for entry in self._held.values())
+            while self._held and (len(self._held) > self.most or tokens > self.most_tokens):
+                tokens -= self._held.popitem(last=False)[1].tokens
         return name
 
-    def commitment(self, name: str) -> Commitment | None:
-        """The commitment of an id; None where there is none, or no longer."""
-        with self._lock:
-            self._purge()
-            held = self._held.get(name)
-            return None if held is None else held[1].commit()
-
-    def prove(self, name: str, challenge: Challenge) -> list[Opening] | None:
-        """Answer a challenge; None where the id is not known, or no longer.
+    def commitment(self, name: str, owner: str = "") -> Commitment | None:
+        """The commitment of an id; None where its owner has none, or no longer.
 
         Raises:
+            NotYetError: while it is being made.
+        """
+        with self._lock:
+            held = self._find(name, owner)
+            return None if held is None else held.commit()
+
+    def prove(self, name: str, challenge: Challenge, owner: str = "") -> list[Opening] | None:
+        """Answer a challenge; None where its owner has no such id, or no longer.
+
+        Raises:
+            NotYetError: while the commitment is being made.
             InputError: as `Provider.prove`.
         """
         with self._lock:
-            self._purge()
-            held = self._held.get(name)
-            return None if held is None else held[1].prove(challenge)
+            held = self._find(name, owner)
+            return None if held is None else held.prove(challenge)
 
     def forget(self, name: str) -> None:
         """Remove an id now."""
         with self._lock:
+            self._making.pop(name, None)
             self._held.pop(name, None)
 
     def __len__(self) -> int:
@@ -89,56 +133,89 @@ class FingerprintStore:
             self._purge()
             return len(self._held)
 
+    def _find(self, name: str, owner: str) -> Provider | None:
+        self._purge()
+        if self._making.get(name) == owner:
+            raise NotYetError("the commitment is still being made; ask again in a moment")
+        entry = self._held.get(name)
+        return entry.provider if entry is not None and entry.owner == owner else None
+
     def _purge(self) -> None:
         now = self._clock()
-        while self._held and next(iter(self._held.values()))[0] <= now:
+        while self._held and next(iter(self._held.values())).until <= now:
             self._held.popitem(last=False)
 
 
-def provider_app(store: FingerprintStore) -> Starlette:
-    """An ASGI application with POST /commit `{"id"}` and POST /open `{"id", "challenge"}`.
+Owner = Callable[["Request"], Awaitable[str]]
+"""Whose request it is; raises what the server answers strangers with."""
+
+
+async def _nobody(request: Request) -> str:
+    return ""
+
+
+def provider_app(store: FingerprintStore, owner: Owner = _nobody) -> Starlette:
+    """An ASGI application with the routes of `provider_routes`.
 
     Raises:
         DependencyError: without starlette.
     """
     try:
         from starlette.applications import Starlette
+    except ImportError as error:
+        raise DependencyError(f"this needs pip install 'outlay[serve]' ({error})") from error
+    return Starlette(routes=provider_routes(store, owner))
+
+
+def provider_routes(store: FingerprintStore, owner: Owner = _nobody) -> list[BaseRoute]:
+    """POST /commit `{"id"}` and POST /open `{"id", "challenge"}`.
+
+    Args:
+        store: of fingerprints.
+        owner: of a request; it sees what was announced for that owner alone.
+
+    Raises:
+        DependencyError: without starlette.
+    """
+    try:
         from starlette.concurrency import run_in_threadpool
         from starlette.responses import JSONResponse
         from starlette.routing import Route
     except ImportError as error:
         raise DependencyError(f"this needs pip install 'outlay[serve]' ({error})") from error
 
-    def refuse(status: int, message: str) -> JSONResponse:
-        return JSONResponse({"error": {"message": message}}, status)
+    def refuse(error: InputError) -> JSONResponse:
+        early = isinstance(error, NotYetError)
+        said = {"error": {"message": str(error)}}
+        return JSONResponse(said, 409 if early else 400, {"retry-after": "1"} if early else None)
+
+    gone = {"error": {"message": "no such id, or its time is over"}}
 
     async def commit(request: Request) -> JSONResponse:
+        mine = await owner(request)
         try:
             name, _ = await _body(request)
+            held = store.commitment(name, mine)
         except InputError as error:
-            return refuse(400, str(error))
-        held = store.commitment(name)
-        if held is None:
-            return refuse(404, "no such id, or its time is over")
-        return JSONResponse(held.to_dict())
+            return refuse(error)
+        return JSONResponse(gone, 404) if held is None else JSONResponse(held.to_dict())
 
     async def open_(request: Request) -> JSONResponse:
+        mine = await owner(request)
         try:
             name, data = await _body(request)
             challenge = read_challenge(data.get("challenge"))
-            openings = await run_in_threadpool(store.prove, name, challenge)
+            openings = await run_in_threadpool(store.prove, name, challenge, mine)
         except InputError as error:
-            return refuse(400, str(error))
+            return refuse(error)
         if openings is None:
-            return refuse(404, "no such id, or its time is over")
+            return JSONResponse(gone, 404)
         return JSONResponse({"openings": [opening_json(each) for each in openings]})
 
-    return Starlette(
-        routes=[
-            Route("/commit", commit, methods=["POST"]),
-            Route("/open", open_, methods=["POST"]),
-        ]
-    )
+    return [
+        Route("/commit", commit, methods=["POST"]),
+        Route("/open", open_, methods=["POST"]),
+    ]
 
 
 async def _body(request: Request) -> tuple[str, dict[str, Any]]:
@@ -163,13 +240,13 @@ class LiveProvider:
         url: under which /commit and /open lie.
         name: the id on the bill.
         key: sent as a bearer token, where the server wants one.
-        timeout: seconds per request.
+        timeout: seconds per request, and until a commitment that is being made is there.
     """
 
     def __init__(self, url: str, name: str, *, key: str = "", timeout: float = 30.0) -> None:
         if not name:
             raise InputError("the bill has no id; a live provider needs one")
-        self._url, self._name = url.rstrip("/"), name
+        self._url, self._name, self._timeout = url.rstrip("/"), name, timeout
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(timeout=timeout, headers=headers)
 
@@ -179,7 +256,12 @@ class LiveProvider:
         Raises:
             EndpointError: if the provider does not answer as it should.
         """
-        return Commitment.from_dict(self._post("/commit", {}))
+        until = time.monotonic() + self._timeout
+        while True:
+            status, data = self._post("/commit", {})
+            if status != 409 or time.monotonic() >= until:
+                return Commitment.from_dict(self._checked("/commit", status, data))
+            time.sleep(_WAIT)
 
     def open(self, challenge: Challenge) -> list[Opening]:
         """Send a challenge.
@@ -187,21 +269,23 @@ class LiveProvider:
         Raises:
             EndpointError: if the provider does not answer as it should.
         """
-        data = self._post("/open", {"challenge": challenge_json(challenge)})
-        return read_openings(data.get("openings"))
+        sent = {"challenge": challenge_json(challenge)}
+        return read_openings(self._checked("/open", *self._post("/open", sent)).get("openings"))
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         try:
             answer = self._client.post(self._url + path, json={"id": self._name, **body})
-            data = answer.json()
+            return answer.status_code, answer.json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise EndpointError(f"{self._url}{path} gave no answer ({error})") from error
-        if answer.status_code != 200 or not isinstance(data, dict):
+
+    def _checked(self, path: str, status: int, data: Any) -> dict[str, Any]:
+        if status != 200 or not isinstance(data, dict):
             said = data.get("error", {}) if isinstance(data, dict) else {}
             message = said.get("message", "") if isinstance(said, dict) else ""
-            raise EndpointError(f"{self._url}{path}: status {answer.status_code}, {message}")
+            raise EndpointError(f"{self._url}{path}: status {status}, {message}")
         return data

@@ -61,7 +61,8 @@ def look(coin: CoIn, subjects: Sequence[Subject], embed: Embedder) -> list[Seen]
         plan = draw(partition, rng, s=coin.s, b_1=coin.b_1, b=coin.b, q=coin.q, limits=coin.limits)
         texts = block_texts(padded.tokens, coin.block)
         plans.append((plan, texts))
-        wanted += [texts[block] for block in plan.blocks]
+        stated = padded.false_blocks(coin.block) if padded.swapped else [False] * len(texts)
+        wanted += [texts[block] for block in plan.blocks if not stated[block]]
         wanted += [padded.tokens[index] for index in plan.tokens]
     if wanted:
         embed(wanted)
@@ -93,13 +94,11 @@ def judged(seen: Seen, heads: Heads, verifier: Verifier, *, dedup: bool = True) 
 
 
 def path(seen: Seen, heads: Heads, verifier: Verifier, *, dedup: bool = True) -> list[float]:
-    """Evidence after every round of a plan."""
+    """Evidence after every judged block of a plan."""
     judge = Judge(heads, verifier, quantise(seen.subject.answer_D), dedup)
-    values, at = [], 0
-    for each in seen.plan.rounds:
-        for block, _ in each:
-            judge.see(block, seen.blocks_BD[at], seen.tokens[at])
-            at += 1
+    values = []
+    for at, block in enumerate(seen.plan.blocks):
+        judge.see(block, seen.blocks_BD[at], seen.tokens[at])
         values.append(judge.evidence)
     return values
 
@@ -117,14 +116,17 @@ class Outcome:
 def decide(coin: CoIn, seen: Seen, heads: Heads) -> Outcome:
     """The verdict of an audit, as `CoIn.audit` reaches it."""
     verifier = heads.verifiers[coin.verifier]
-    lower, upper = coin.bounds(verifier)
     padded = seen.subject.padded
     if padded.billed != len(padded.tokens):
         return Outcome("malicious", 0, 0, 0)
     opened: set[int] = set(seen.plan.count)
     blocks = {index // coin.block for index in opened}
-    for number, value in enumerate(path(seen, heads, verifier, dedup=coin.dedup), 1):
-        for block, tokens in seen.plan.rounds[number - 1]:
+    values, known = path(seen, heads, verifier, dedup=coin.dedup), 0
+    for number, each in enumerate(seen.plan.rounds, 1):
+        known += len(each)
+        value = values[known - 1]
+        lower, upper = coin.bounds(verifier, known)
+        for block, tokens in each:
             opened |= set(tokens)
             blocks.add(block)
         if value >= upper or value <= lower:

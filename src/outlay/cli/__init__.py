@@ -26,9 +26,11 @@ COMMANDS = (
     "keys",
     "methods",
     "models",
+    "policy",
     "prove",
     "serve",
     "stream",
+    "train",
 )
 
 app = typer.Typer(

@@ -37,6 +37,9 @@ models = ["*"]
 default_max_output = 256
 choose = ["short", "none"] # by a request's own field: {"outlay": {"policy": "short"}}
 
+# [telemetry] # traces over OTLP/HTTP; needs the extra 'otel'
+# endpoint = "http://127.0.0.1:4318/v1/traces"
+
 [policies.short] # see 'outlay policy explain'
 prompt = "bm25"
 above = 1000

@@ -296,7 +296,10 @@ class ThinkingBudget:
         forced = _ENDING + sum(map(shape.count, (*texts, *given)))
         if self.server != "client":
             return Worst(shape.prompt, think + forced + answer, 1)
-        rounds = 1 + int(self.n_wait) if think else 0
+        waits = int(self.n_wait)
+        if self.min_by == "wait":  # a wait may be all that a round adds
+            waits = max(waits, -(-self.min_think // max(1, shape.count(self.wait))))
+        rounds = 1 + waits if think else 0
         thinking = Worst((shape.prompt + think + forced) * rounds, think, rounds)
         closing = growing(shape.prompt + think + forced, [answer or shape.answer])
         return thinking + Worst(closing.prompt, answer, 1)

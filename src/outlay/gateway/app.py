@@ -35,6 +35,7 @@ from outlay.gateway.store.store import Store, StoreError
 from outlay.gateway.upstream import HttpUpstream, Server
 
 if TYPE_CHECKING:
+    from outlay.gateway.coin import Audited
     from outlay.gateway.telemetry import Telemetry
 
 log = logging.getLogger("outlay.gateway")
@@ -70,6 +71,7 @@ def build(config: Config, *, path: Path | None = None) -> Starlette:
     upgrade(store.engine)
     servers = {name: server(name, table, telemetry) for name, table in config.upstreams.items()}
     gateway = Gateway(config, store, servers, Metrics(), runner, telemetry=telemetry)
+    gateway.coin = _audited(config)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -90,6 +92,8 @@ def build(config: Config, *, path: Path | None = None) -> Starlette:
                         await asyncio.gather(*gateway.closing, return_exceptions=True)
             await store.stop()
             await gateway.runner.close()
+            if gateway.coin is not None:
+                gateway.coin.close()
             for each in gateway.servers.values():
                 await each.close()
             if telemetry is not None:
@@ -103,6 +107,7 @@ def build(config: Config, *, path: Path | None = None) -> Starlette:
         Route("/health/live", _live),
         Route("/health/ready", _guard(gateway, _ready)),
         Route("/metrics", _guard(gateway, _metrics)),
+        *_coin_routes(gateway),
         *admin_routes(gateway),
         *schema_routes(gateway),
         *dashboard_routes(gateway),
@@ -156,6 +161,8 @@ def check(config: Config) -> None:
     for name, table in config.upstreams.items():
         server(name, table)
     Catalogue(config)
+    if (coin := _audited(config)) is not None:
+        coin.close()
     telemetry = _telemetry(config)
     if telemetry is not None:
         telemetry.provider.shutdown()
@@ -180,6 +187,23 @@ def _telemetry(config: Config) -> Telemetry | None:
     from outlay.gateway.telemetry import Telemetry
 
     return Telemetry(config.telemetry)
+
+
+def _audited(config: Config) -> Audited | None:
+    """What commits to hidden reasoning; None where it is off, and nothing is loaded."""
+    if not config.coin.enabled:
+        return None
+    from outlay.gateway.coin import Audited
+
+    return Audited(config.coin)
+
+
+def _coin_routes(gateway: Gateway) -> list[BaseRoute]:
+    if gateway.coin is None:
+        return []
+    from outlay.gateway.coin import coin_routes
+
+    return [coin_routes(gateway, gateway.coin)]
 
 
 def _endpoint(gateway: Gateway, name: Endpoint) -> ASGIApp:
@@ -215,9 +239,9 @@ def reload(gateway: Gateway, config: Config) -> None:
     for name, table in config.upstreams.items():
         same = old.upstreams.get(name) == table
         servers[name] = gateway.servers[name] if same else server(name, table, gateway.telemetry)
-    keep = {"server": old.server, "store": old.store, "telemetry": old.telemetry}
+    keep = {name: getattr(old, name) for name in ("server", "store", "telemetry", "coin")}
     if any(getattr(config, name) != value for name, value in keep.items()):
-        log.warning("server, store and telemetry are read at start; restart to change them")
+        log.warning("server, store, telemetry and coin are read at start; restart to change them")
     gone: list[Server | Runner] = [
         each for name, each in gateway.servers.items() if servers.get(name) is not each
     ]

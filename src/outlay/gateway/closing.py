@@ -106,14 +106,17 @@ class Closer:
             return None
         return Usage(self.wanted.prompt, 0, tally.output(), 0)
 
-    def _charge(self, used: Usage, common: dict[str, Any]) -> Charge:
+    def _charge(self, used: Usage, common: dict[str, Any], requests: int = 1) -> Charge:
         price = self.table.price
+        cost = 0
+        if price is not None:
+            cost = price.cost(used.prompt, used.cached, used.output, requests)
         return Charge(
             prompt=used.prompt,
             cached=used.cached,
             output=used.output,
             reasoning=used.reasoning,
-            nanousd=0 if price is None else price.cost(used.prompt, used.cached, used.output),
+            nanousd=cost,
             **common,
         )
 
@@ -122,13 +125,15 @@ class Closer:
         books = self.answer.books
         assert books is not None
         used, unknown = books.spent()
+        requests = books.requests + int(self.relayed)
         if self.relayed:
             most = Usage(self.wanted.prompt, 0, self.limit * self.wanted.choices, 0)
             plain = self._used()
             unknown = unknown or plain is None
             books.plain(plain or most)
             used = used + (plain or most)
-        return self._charge(used, {**common, "unknown": unknown, "stages": books.stages()})
+        told = {**common, "unknown": unknown, "stages": books.stages()}
+        return self._charge(used, told, requests)
 
     def amend(self, payload: dict[str, Any]) -> bool:
         """Tell in an answer's usage what its policy took; False where there was none."""
@@ -194,9 +199,15 @@ class Closer:
             log.error("%s used more than it was allowed; suspended", self.upstream)
 
     async def release(self, status: int, note: str) -> None:
-        """Charge nothing."""
+        """Charge nothing, but for the calls that a policy had made before."""
         if self.closed:
             return
+        if self.answer.books is not None:
+            used, unknown = self.answer.books.spent()
+            if unknown or used.prompt or used.output:
+                self.relayed = False
+                await self.settle(status, note=note)
+                return
         self.closed = True
         await self.gateway.persist(Release(self.grant.id, status, note))
 

@@ -6,22 +6,25 @@ committed to is the reasoning of whole chat answers and streams with one choice:
 Its tokens are those of the model's tokenizer (`models.<name>.tokenizer`; a local model has its
 own). Embedding happens after the answer, in one thread; whoever audits meanwhile is told to wait.
 The id on the bill is the answer's `x-request-id`; only the key that made the request may audit it.
+What the upstream shows of its reasoning goes on to the caller as it is.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from outlay.audit.coin import CoIn
 from outlay.audit.embedding import Embedder, embedder
 from outlay.audit.serving import FingerprintStore, provider_routes
-from outlay.errors import OutlayError
+from outlay.errors import InputError, OutlayError
 from outlay.gateway.bounds import load_tokenizer
+from outlay.gateway.closing import Closer
 from outlay.gateway.config import CoinTable, ModelTable
 from outlay.gateway.local import Holder
 from outlay.gateway.upstream import Server
@@ -78,74 +81,66 @@ class Audited:
             max_block_exposure=table.max_block_exposure,
             max_token_exposure=table.max_token_exposure,
         )
-        self._embed: Embedder = embedder(table.embedder)
-        encoder_folder(self._embed.name)
+        self.embed: Embedder = embedder(table.embedder)
+        encoder_folder(self.embed.name)
         self._thread = ThreadPoolExecutor(1, "coin")
         self._places = threading.BoundedSemaphore(table.queue)
-        self._silent: set[str] = set()
 
-    def keep(
-        self,
-        name: str,
-        owner: str,
-        model: str,
-        texts: Mapping[str, str],
-        table: ModelTable,
-        server: Server,
-    ) -> None:
-        """Commit to the reasoning of a finished answer, soon.
+    @contextmanager
+    def following(self, owner: str, closer: Closer, server: Server) -> Iterator[None]:
+        """While a request is answered: its reasoning is committed to when the answer is whole.
 
         Args:
-            name: id of the answer.
             owner: id of the key that may audit it.
-            model: that callers asked for.
-            texts: of the answer's only choice, by field.
-            table, server: of the model.
+            closer: of the request.
+            server: of its model.
         """
-        hidden = reasoning(texts)
-        if not hidden:
+        name, waiting = closer.answer.id, False
+        if closer.wanted.endpoint != "chat" or closer.wanted.choices != 1:
+            yield
             return
-        if not self._places.acquire(blocking=False):
-            log.warning("request %s is not committed: too many wait to be embedded", name)
-            return
-        self.store.announce(owner, name)
-        done = self._thread.submit(self._commit, name, model, hidden, table, server)
-        done.add_done_callback(lambda _: self._places.release())
-
-    def _commit(
-        self, name: str, model: str, hidden: str, table: ModelTable, server: Server
-    ) -> None:
+        self.store.announce(name, owner)
         try:
-            split = splitter(table, server)
-            if split is None:
+            yield
+            whole = closer.answer.status == 200 and closer.tally.ended
+            hidden = reasoning(closer.tally.said()) if whole else ""
+            if hidden and not (waiting := self._places.acquire(blocking=False)):
+                log.warning("request %s is not committed: too many wait to be embedded", name)
+            if waiting:
+                job = self._thread.submit(self._commit, name, owner, hidden, closer, server)
+                job.add_done_callback(lambda _: self._places.release())
+        finally:
+            if not waiting:
                 self.store.forget(name)
-                if model not in self._silent:
-                    self._silent.add(model)
-                    log.warning(
-                        "coin: %s has no tokenizer, so its tokens cannot be committed to; "
-                        "give models.%s.tokenizer",
-                        model,
-                        model,
-                    )
-                return
-            tokens = split(hidden)
-            if not 1 <= len(tokens) <= self.table.max_tokens:
-                self.store.forget(name)
-                log.warning("request %s is not committed: %d hidden tokens", name, len(tokens))
-                return
-            self.store.put(self._coin.commit(tokens, self._embed), name)
+
+    def _commit(self, name: str, owner: str, hidden: str, closer: Closer, server: Server) -> None:
+        try:
+            tokens = self._tokens(hidden, closer, server)
+            self.store.put(self._coin.commit(tokens, self.embed), name, owner)
         except OutlayError as error:
+            log.warning("request %s is not committed: %s", name, error)
             self.store.forget(name)
-            log.error("request %s is not committed: %s", name, error)
-        except Exception:  # a mistake of ours: the answer itself is long with its caller
-            self.store.forget(name)
+        except Exception:  # a mistake of ours; the caller has the answer
             log.exception("request %s is not committed", name)
+            self.store.forget(name)
         finally:
             self._remember_words_alone()
 
+    def _tokens(self, hidden: str, closer: Closer, server: Server) -> tuple[str, ...]:
+        split = splitter(closer.table, server)
+        if split is None:
+            name = closer.wanted.model
+            raise InputError(f"{name} has no tokenizer; give models.{name}.tokenizer")
+        tokens = split(hidden)
+        if len(tokens) > self.table.max_tokens:
+            raise InputError(
+                f"{len(tokens)} hidden tokens; coin.max_tokens={self.table.max_tokens}"
+            )
+        return tokens
+
     def _remember_words_alone(self) -> None:
         """Blocks are forgotten at once; vectors of single tokens are worth keeping."""
-        table = self._embed.table
+        table = self.embed.table
         for text in [text for text in table if len(text) > _SHORT]:
             del table[text]
         if len(table) > _WORDS:
@@ -178,14 +173,11 @@ def splitter(table: ModelTable, server: Server) -> Split | None:
     return own
 
 
-def coin_routes(gateway: Gateway) -> list[Mount]:
-    """`/coin/commit` and `/coin/open`, for callers with a key; none where audits are off."""
+def coin_routes(gateway: Gateway, coin: Audited) -> Mount:
+    """`/coin/commit` and `/coin/open`, for callers with a key."""
     from starlette.routing import Mount
-
-    if gateway.coin is None:
-        return []
 
     async def owner(request: Request) -> str:
         return (await gateway.key(request.scope)).id
 
-    return [Mount(PATH, routes=provider_routes(gateway.coin.store, owner))]
+    return Mount(PATH, routes=provider_routes(coin.store, owner))

@@ -291,6 +291,32 @@ class Telemetry(_Table):
         return None if endpoint is None else _http(endpoint, "endpoint", "headers")
 
 
+class CoinTable(_Table):
+    """Audits of hidden reasoning (CoIn). Stored fingerprints can be inverted to text: off unless
+    asked for; they are in memory alone.
+
+    Args:
+        enabled: commit to the reasoning of answers, and open it to the key that asked for them.
+        ttl: seconds that the fingerprints of an answer are kept.
+        max_traces, max_tokens: answers, and hidden tokens of all of them, that are kept at most;
+            the oldest go first. A token takes about 2 kB.
+        queue: answers that may wait to be embedded; more are not committed to.
+        block: tokens per block; auditors need heads for this size.
+        embedder: that auditors use, too.
+        max_block_exposure, max_token_exposure: largest shares that are ever opened of one answer.
+    """
+
+    enabled: bool = False
+    ttl: float = Field(default=900.0, gt=0, le=86_400)
+    max_traces: int = Field(default=1000, ge=1, le=1_000_000)
+    max_tokens: int = Field(default=200_000, ge=1, le=100_000_000)
+    queue: int = Field(default=16, ge=1, le=10_000)
+    block: int = Field(default=256, ge=1, le=100_000)
+    embedder: str = "minilm"
+    max_block_exposure: float = Field(default=0.4, gt=0, le=1)
+    max_token_exposure: float = Field(default=0.04, gt=0, le=1)
+
+
 class Config(BaseSettings):
     """The whole file."""
 
@@ -306,6 +332,7 @@ class Config(BaseSettings):
     telemetry: Telemetry = Telemetry()
     policies: dict[Name, Policy] = Field(default_factory=dict)
     scoring: Scoring = Scoring()
+    coin: CoinTable = CoinTable()
 
     @field_validator("models")
     @classmethod
@@ -323,6 +350,8 @@ class Config(BaseSettings):
                 raise ValueError(
                     f"models.{name}.upstream is {model.upstream!r}; upstreams are: {known}"
                 )
+        if self.coin.enabled and self.server.workers > 1:
+            raise ValueError("coin keeps fingerprints in one process; set server.workers = 1")
         if NONE in self.policies:
             raise ValueError(f"policies.{NONE}: that name says that there is no policy")
         for name, route in self.routes.items():

@@ -69,13 +69,13 @@ class Price(BaseModel):
         object.__setattr__(self, "_rates", (base, cached, written, int(pico[3] or 0)))
         object.__setattr__(self, "_request", nano(self.request))
 
-    def worst(self, prompt: int, output: int) -> int:
+    def worst(self, prompt: int, output: int, requests: int = 1) -> int:
         """Nano-dollars at the highest rate that can apply to every token, rounded up."""
         base, cached, written, out = self._rates  # type: ignore[attr-defined]
         total = prompt * max(base, cached, written) + output * out
-        return -(-total // 1000) + int(self._request)  # type: ignore[attr-defined]
+        return -(-total // 1000) + requests * int(self._request)  # type: ignore[attr-defined]
 
-    def cost(self, prompt: int, cached: int, output: int) -> int:
+    def cost(self, prompt: int, cached: int, output: int, requests: int = 1) -> int:
         """Nano-dollars of what was used; `cached` is part of `prompt`. Rounded up.
 
         What an upstream wrote to its cache is not in OpenAI's usage, so uncached prompt tokens cost
@@ -83,15 +83,15 @@ class Price(BaseModel):
         """
         base, rate, written, out = self._rates  # type: ignore[attr-defined]
         total = (prompt - cached) * max(base, written) + cached * rate + output * out
-        return -(-total // 1000) + int(self._request)  # type: ignore[attr-defined]
+        return -(-total // 1000) + requests * int(self._request)  # type: ignore[attr-defined]
 
-    def most_output(self, prompt: int, amount: int) -> int | None:
+    def most_output(self, prompt: int, amount: int, requests: int = 1) -> int | None:
         """Generated tokens that `amount` nano-dollars buy after the prompt.
 
         None for any number, -1 for not even the prompt.
         """
         base, cached, written, out = self._rates  # type: ignore[attr-defined]
-        pico = (amount - int(self._request)) * 1000  # type: ignore[attr-defined]
+        pico = (amount - requests * int(self._request)) * 1000  # type: ignore[attr-defined]
         room = pico - prompt * max(base, cached, written)
         if room < 0:
             return -1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from outlay.gateway.config import Endpoint, ModelTable, Route, Upstream
 from outlay.gateway.ids import reservation_id
 from outlay.gateway.policies.answers import reply
 from outlay.gateway.policies.plan import Plan, make
-from outlay.gateway.policies.running import FailedError, failed
+from outlay.gateway.policies.running import FailedError, Runner, failed
 from outlay.gateway.problems import RequestError, invalid, refusal
 from outlay.gateway.relaying import AgainError, relay
 from outlay.gateway.state import Gateway
@@ -75,6 +76,7 @@ class Job:
         table, route: of its model.
         settings, server: of its upstream.
         plan: of its policy, None without one.
+        runner: of policies, with the configuration that all of these are from.
     """
 
     wanted: Wanted
@@ -83,6 +85,7 @@ class Job:
     settings: Upstream
     server: Server
     plan: Plan | None
+    runner: Runner
 
 
 class Exchange:
@@ -147,6 +150,7 @@ class Exchange:
             config.upstreams[table.upstream],
             gateway.servers[table.upstream],
             plan,
+            gateway.runner,
         )
         idempotency = header(self.scope, b"idempotency-key")
         if len(idempotency) > 255:
@@ -213,6 +217,8 @@ class Exchange:
         attempt = 0
         while True:
             attempt += 1
+            if attempt > 1 and job.plan is not None:
+                job.plan.again()
             if not server.ready():
                 raise RequestError(
                     503,
@@ -257,7 +263,9 @@ class Exchange:
                 await slot.acquire()
                 free = True
                 await self._send(closer)
-            await relay(self.answer, closer, server)
+            coin = self.gateway.coin
+            with nullcontext() if coin is None else coin.following(ask.key.id, closer, server):
+                await relay(self.answer, closer, server)
         except BaseException as error:
             await closer.abandon(error)
             raise
@@ -295,7 +303,7 @@ class Exchange:
         """Let the policy work on the request; True if its methods have answered."""
         if plan.policy is None:
             return False
-        runner = self.gateway.runner
+        runner = job.runner
         closer.wanted = await runner.shorten(plan, job.table, job.route)
         if not plan.solves:
             return False
@@ -304,7 +312,9 @@ class Exchange:
         try:
             solved = await runner.solve(plan, closer.wanted, job.table, job.server, self.answer.id)
         except FailedError as error:
-            log.warning("request %s: its policy failed: %s", self.answer.id, error)
+            # What a method says may quote the prompt.
+            shown = str(error) if self.gateway.config.server.log_prompts else error.reason
+            log.warning("request %s: its policy failed: %s", self.answer.id, shown)
             plan.books.status, plan.books.reason = "fallback", error.reason
             if not plan.policy.table.fallback:
                 raise failed(plan.policy.name, error) from error

@@ -24,9 +24,11 @@ from outlay.gateway.upstream import Server
 from outlay.gateway.wire import Scope, bearer
 
 if TYPE_CHECKING:
+    from outlay.gateway.coin import Audited
     from outlay.gateway.telemetry import Telemetry
 
 log = logging.getLogger("outlay.gateway")
+_MOST_WAITING = 1000  # callers whose unknown key is being looked for
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Gateway:
         runner: of policies.
         refused: told of every request that was not admitted, and why.
         telemetry: traces requests; None does not.
+        coin: commits to hidden reasoning; None does not.
     """
 
     config: Config
@@ -50,9 +53,12 @@ class Gateway:
     runner: Runner
     refused: Callable[[Key, str], None] = lambda key, kind: None
     telemetry: Telemetry | None = None
+    coin: Audited | None = None
     closing: set[asyncio.Task[Any]] = field(default_factory=set)
     door: Door = field(init=False)
     _looked: float = 0.0
+    _look: asyncio.Future[None] | None = None
+    _waiting: int = 0
 
     def __post_init__(self) -> None:
         self.door = Door(self.metrics)
@@ -71,12 +77,15 @@ class Gateway:
     def looks(self, scope: Scope) -> bool:
         """Whether a key that is not in memory is looked for: another process may have made it.
 
-        At most two looks a second: unknown keys must not reach the database.
+        At most two looks a second: unknown keys must not reach the database. Callers that come
+        while one is under way share it.
         """
-        if time.monotonic() - self._looked < 0.5:
-            return False
         parts = split(bearer(scope))
-        return parts is not None and self.store.key(parts[0]) is None
+        if parts is None or self.store.key(parts[0]) is not None:
+            return False
+        if self._look is not None and not self._look.done():
+            return self._waiting < _MOST_WAITING
+        return time.monotonic() - self._looked >= 0.5
 
     async def key(self, scope: Scope) -> Key:
         """The caller's key.
@@ -86,27 +95,33 @@ class Gateway:
         """
         key = self.known(scope)
         if key is None and self.looks(scope):
-            self._looked = time.monotonic()
-            await self.store.refresh()
+            if self._look is None or self._look.done():
+                self._looked = time.monotonic()
+                self._look = asyncio.ensure_future(self.store.refresh())
+            self._waiting += 1
+            try:
+                await asyncio.shield(self._look)
+            finally:
+                self._waiting -= 1
             key = self.known(scope)
         if key is None:
             raise no_key()
         return key
 
     def book(
-        self, closing: Settle | Release | Forget, *, patient: bool = True
+        self, closing: Settle | Release | Forget, *, answered: bool = True
     ) -> asyncio.Future[Any]:
         """Close a reservation, or give up a claim, without waiting for it.
 
         While the database fails it is tried again and again in the background.
         """
-        future = self.store.submit(closing, patient=patient)
+        future = self.store.submit(closing, answered=answered)
         future.add_done_callback(partial(self._persisted, closing))
         return future
 
     async def persist(self, closing: Settle | Release | Forget) -> Any:
         """The same, waiting for it; it is done whatever happens to the caller meanwhile."""
-        future = self.book(closing, patient=False)
+        future = self.book(closing, answered=False)
         with contextlib.suppress(StoreError):
             return await asyncio.shield(future)
         return None

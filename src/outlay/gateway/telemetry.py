@@ -237,11 +237,11 @@ class TracedStore(Store):
 
     telemetry: Telemetry
 
-    def submit(self, operation: Operation, *, patient: bool = False) -> asyncio.Future[Any]:
+    def submit(self, operation: Operation, *, answered: bool = False) -> asyncio.Future[Any]:
         """Queue an operation."""
         trace = _TRACE.get()
         if trace is None or not isinstance(operation, Admit | Settle | Release):
-            return super().submit(operation, patient=patient)
+            return super().submit(operation, answered=answered)
         start = self.telemetry.tracer.start_span
         if isinstance(operation, Admit):
             trace.asked(operation.ask)
@@ -251,7 +251,7 @@ class TracedStore(Store):
             span = start("settle", trace.context())
             if isinstance(operation, Settle):
                 _used(operation.charge)
-        future = super().submit(operation, patient=patient)
+        future = super().submit(operation, answered=answered)
         future.add_done_callback(partial(_stored, span, operation))
         return future
 

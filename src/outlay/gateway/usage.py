@@ -139,6 +139,10 @@ class Tally:
                 open_ += [(f"{where}{i}", inner) for i, inner in enumerate(each)]
         return found
 
+    def said(self) -> dict[str, str]:
+        """What the first choice says so far, by field."""
+        return {field: "".join(texts) for (index, field), texts in self._texts.items() if not index}
+
     def output(self) -> int:
         """Generated tokens by our own count: at least this many were sent."""
         if self.count is None:

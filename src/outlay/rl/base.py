@@ -19,6 +19,7 @@ from outlay.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import TrainerCallback
 
 Row = dict[str, Any]
 """One rollout's columns: those of the data set, and what a planner adds (see `PLAN_KEYS`)."""
@@ -250,6 +251,10 @@ class Method:
 
     def schedule_table(self, total_steps: int) -> list[Mapping[str, Any]]:
         """What changes during the run, for the manifest: `[{"step": 0, "budget": 256}, ...]`."""
+        return []
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """Of transformers, that the method brings to its training."""
         return []
 
     def config_defaults(self) -> Mapping[str, Any]:

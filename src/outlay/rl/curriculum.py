@@ -19,30 +19,32 @@ Where this differs from the paper, or fills what it leaves open:
 
 The triangle pays for padding: an easy problem earns more by growing to the budget. Look at lengths
 by difficulty; "band" or `gate_length` are the alternatives.
-
-Shapes: N rollouts, Q questions, G rollouts of each.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from outlay.errors import BudgetError, InputError
 from outlay.rl import schedules
-from outlay.rl.base import Context, Judgement, Method, RewardFunction, Row
+from outlay.rl.base import Context, Method, RewardFunction, Row
 from outlay.rl.curriculum_format import (
-    FormatReward,
     Tags,
+    check_context,
     check_spelling,
     check_template,
     encode,
-    prompt_length,
     render,
     told,
+)
+from outlay.rl.curriculum_signals import (
+    Correct,
+    FormatReward,
+    VerifierFormat,
+    population_advantages,
 )
 from outlay.rl.length_rewards import (
     COUNTS,
@@ -66,35 +68,6 @@ _STAGED: Mapping[str, Callable[..., float]] = {
     "rising": schedules.rising,
 }
 _ENDPOINTS = (87, 3)  # defaults of b_final and n_decays
-_UNLIMITED = 1_000_000_000  # tokenizers without a limit say more than this
-
-
-@dataclass(frozen=True)
-class Correct:
-    """`r_cor` for a right answer; warns where no completion of a batch has any answer.
-
-    Args:
-        r_cor: pay.
-        soft: pay the verifier's score in [0, 1] instead of right or wrong.
-    """
-
-    r_cor: float = 1.0
-    soft: bool = False
-
-    @property
-    def __name__(self) -> str:
-        """In TRL's logs."""
-        return "correct"
-
-    def __call__(self, judgement: Sequence[Judgement], **_: object) -> list[float]:
-        """One reward a completion."""
-        if judgement and all(one.given is None for one in judgement):
-            warnings.warn(
-                f"the verifier found no answer in any of {len(judgement)} completions; if this "
-                "goes on, it and the model do not agree on how answers are marked",
-                stacklevel=2,
-            )
-        return [self.r_cor * (one.score if self.soft else float(one.correct)) for one in judgement]
 
 
 @dataclass(frozen=True)
@@ -268,7 +241,9 @@ class CurriculumGRPO(Method):
                 row["prompt"] = self._told(row["prompt"], budget)
         if self.tokenizer is not None:
             self._check_budget(budget)
-            self._check_context(rows[::group], cap)
+            check_context(
+                self.tokenizer, [row["prompt"] for row in rows[::group]], cap, self.context
+            )
         return rows
 
     def at_inference(self, rows: Sequence[Row], budget: int) -> Sequence[Row]:
@@ -291,7 +266,8 @@ class CurriculumGRPO(Method):
         """B at the end; None where it depends on the length of the run."""
         if isinstance(self.schedule, str) and self.schedule != "exp_interval":
             return float(self.b_final)
-        return None if self.total_steps is None else self.budget_at(self.total_steps - 1)
+        total = self.total_steps
+        return None if total is None else self.budget_at(total - 1, total)
 
     def _told(self, prompt: Any, budget: float) -> Any:
         text = self.template or self.tags.text_template()
@@ -312,13 +288,7 @@ class CurriculumGRPO(Method):
     def _format(self) -> RewardFunction:
         if self.fmt == "tags":
             return FormatReward(self.tags, self.alpha, self.tokenizer)
-        full = sum(self.alpha)
-
-        def format_by_verifier(judgement: Sequence[Judgement], **_: object) -> list[float]:
-            return [full * one.format_ok for one in judgement]
-
-        format_by_verifier.__name__ = "format"
-        return format_by_verifier
+        return VerifierFormat(self.alpha)
 
     def advantages(self, context: Context) -> Tensor | None:
         """TRL's, or with the population's standard deviation."""
@@ -364,7 +334,7 @@ class CurriculumGRPO(Method):
             )
         if self.total_steps is not None and not callable(self.schedule):
             self.budget_at(0, 0)
-        elif self.schedule in _STAGED:
+        elif isinstance(self.schedule, str) and self.schedule in _STAGED:
             self.budget_at(0, self.n_decays + 1 if self.n_decays >= 0 else 1)
         if self.total_steps is not None:
             schedules.stage(0, self.total_steps, 0)
@@ -389,43 +359,18 @@ class CurriculumGRPO(Method):
         if self.budget_in_prompt:
             template = self.template or self.tags.text_template()
             check_spelling(self.tokenizer, render(template, "", round(self.b0)))
-        if self.last_budget is not None:
-            self._check_budget(self.last_budget)
+        last = None if callable(self.schedule) else self.last_budget
+        if last is not None:
+            self._check_budget(last)
 
     def _check_budget(self, budget: float) -> None:
         if self.fmt != "tags" or self.count != "completion":
             return
-        tags = (*self.tags.think[self.tags.opened is not False :], *self.tags.answer)
-        delimiters = len(encode(self.tokenizer, "".join(tags)))
+        opening, closing = self.tags.think
+        written = opening + closing if self.tags.opened is False else closing
+        delimiters = len(encode(self.tokenizer, written + "".join(self.tags.answer)))
         if budget <= delimiters:
             raise BudgetError(
                 f"a budget of {budget:g} tokens cannot hold more than the tags, which take "
                 f"{delimiters}; raise b_final, or use count='thinking'"
             )
-
-    def _check_context(self, rows: Sequence[Row], cap: int | None) -> None:
-        limit = self.context
-        if limit is None:
-            limit = int(getattr(self.tokenizer, "model_max_length", _UNLIMITED))
-        if cap is None or limit >= _UNLIMITED:
-            return
-        longest = max(prompt_length(self.tokenizer, row["prompt"]) for row in rows)
-        if longest + cap > limit:
-            raise BudgetError(
-                f"a prompt of {longest} tokens and a cap of {cap} exceed the context of {limit}; "
-                "lower b0, hard_cap_factor or answer_slack"
-            )
-
-
-def population_advantages(rewards_N: Tensor, group: int, eps: float) -> Tensor:
-    """`(r - mean) / sqrt(variance + eps)` within each group, in fp64 (section 3.1).
-
-    Args:
-        rewards_N: groups in a row.
-        group: G.
-        eps: inside the root.
-    """
-    rewards_QG = rewards_N.double().view(-1, group)
-    centred_QG = rewards_QG - rewards_QG.mean(dim=1, keepdim=True)
-    variance_Q1 = centred_QG.square().mean(dim=1, keepdim=True)
-    return (centred_QG / (variance_Q1 + eps).sqrt()).view(-1)

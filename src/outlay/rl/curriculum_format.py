@@ -10,16 +10,17 @@ No torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from outlay.errors import InputError
+from outlay.errors import BudgetError, InputError
 
 PREAMBLE = (
     "A user asks the assistant a question, and the assistant solves it. The assistant first thinks "
     "about how to solve it and then gives the user the answer."
 )
 LONGEST = 1_000_000  # characters of a completion that are searched for tags
+_UNLIMITED = 1_000_000_000  # tokenizers without a limit say more than this
 
 
 @dataclass(frozen=True)
@@ -93,46 +94,6 @@ class Tags:
 _DEMAND = "**Use exactly {budget} tokens.**"
 
 
-@dataclass(frozen=True)
-class FormatReward:
-    """`alpha_think * I_think + alpha_answer * I_answer` (arXiv 2508.08940, section 3.3).
-
-    Args:
-        tags: the pairs.
-        alpha: pay for well-formed thinking, and for a well-formed answer.
-        tokenizer: reads tags from token ids; None reads them from the text as TRL decodes it, in
-            which tags that are special tokens are missing.
-    """
-
-    tags: Tags = field(default_factory=Tags)
-    alpha: tuple[float, float] = (0.5, 0.5)
-    tokenizer: Any = None
-
-    @property
-    def __name__(self) -> str:
-        """In TRL's logs."""
-        return "format"
-
-    def __call__(
-        self,
-        prompts: Sequence[Any],
-        completions: Sequence[Any],
-        completion_ids: Sequence[Sequence[int]],
-        **_: object,
-    ) -> list[float]:
-        """One reward a completion."""
-        rewards = []
-        for prompt, completion, ids in zip(prompts, completions, completion_ids, strict=True):
-            text = decode(self.tokenizer, ids) if self.tokenizer is not None else said(completion)
-            opened = self.tags.opened
-            if opened is None:
-                opened = isinstance(prompt, str) and prompt.rstrip().endswith(self.tags.think[0])
-            whole = (self.tags.think[0] if opened else "") + text[:LONGEST]
-            think, answer = self.tags.found(whole)
-            rewards.append(self.alpha[0] * think + self.alpha[1] * answer)
-        return rewards
-
-
 def render(template: str, question: str, budget: int) -> str:
     """A template with its budget and question; a question that holds braces stays as it is.
 
@@ -193,6 +154,30 @@ def check_spelling(tokenizer: Any, text: str) -> None:
         )
 
 
+def check_context(
+    tokenizer: Any, prompts: Sequence[Any], cap: int | None, context: int | None
+) -> None:
+    """Raise `BudgetError` if a prompt and a capped completion exceed the context.
+
+    Args:
+        tokenizer: of the model.
+        prompts: texts or chats.
+        cap: most tokens of a completion; None for no check.
+        context: most tokens in all; None takes the tokenizer's limit, if it has one.
+    """
+    limit = context
+    if limit is None:
+        limit = int(getattr(tokenizer, "model_max_length", _UNLIMITED))
+    if cap is None or limit >= _UNLIMITED:
+        return
+    longest = max(prompt_length(tokenizer, prompt) for prompt in prompts)
+    if longest + cap > limit:
+        raise BudgetError(
+            f"a prompt of {longest} tokens and a cap of {cap} exceed the context of {limit}; "
+            "lower b0, hard_cap_factor or answer_slack"
+        )
+
+
 def prompt_length(tokenizer: Any, prompt: Any) -> int:
     """Tokens of a prompt, text or chat."""
     if isinstance(prompt, str):
@@ -201,16 +186,19 @@ def prompt_length(tokenizer: Any, prompt: Any) -> int:
     return len(encode(tokenizer, text))
 
 
-def said(completion: Any) -> str:
-    """The text of a completion as TRL gives it: a text, or messages of the assistant."""
-    if isinstance(completion, str):
-        return completion
-    return "".join(str(message.get("content") or "") for message in completion)
-
-
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of a text, without any that the tokenizer adds."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Tokens of a text, without any that the tokenizer adds.
+
+    Raises:
+        InputError: if the tokenizer has no tokens for it.
+    """
+    try:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    except Exception as error:  # tokenizers raises Exception itself
+        raise InputError(
+            f"the tokenizer cannot spell {text[:60]!r} ({error}); use words of its vocabulary, "
+            "or budget_in_prompt=False and fmt='verifier'"
+        ) from error
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:

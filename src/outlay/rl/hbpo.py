@@ -285,6 +285,36 @@ class HBPO(Method):
         }
 
 
+@dataclass(frozen=True)
+class Cosine:
+    """HBPO's pay without budgets, a baseline: the cosine of the length of a right answer.
+
+    Args:
+        l_max: context of an answer.
+        beta: what the shortest answer would pay.
+
+    Raises:
+        InputError: for a context below 2 tokens, or a negative beta.
+    """
+
+    l_max: int
+    beta: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.l_max < 2 or not self.beta >= 0:
+            raise InputError(f"l_max={self.l_max}, beta={self.beta}; need l_max >= 2, beta >= 0")
+
+    @property
+    def __name__(self) -> str:
+        """In TRL's logs."""
+        return "cosine_pay"
+
+    def __call__(self, judgement: Sequence[Judgement], **_: object) -> list[float]:
+        """One reward a completion, as TRL calls it."""
+        like = HBPO(budgets=(1,), l_max=self.l_max, beta=self.beta, prefix_template="")
+        return [like.reward(one, None) for one in judgement]
+
+
 def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     """A promise as token ids that come back as the same text."""
     if not text:

@@ -44,6 +44,7 @@ class RunFiles(TrainerCallback):
     def __init__(self, trainer: BudgetGRPOTrainer) -> None:
         self._trainer = trainer
         self._resumed = False
+        self._data: dict[str, Any] | None = None
 
     @property
     def path(self) -> Path:
@@ -101,12 +102,19 @@ class RunFiles(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         self._trainer.tokens.to_jsonl(folder / LEDGER)
-        text = json.dumps(manifest(self._trainer), indent=1, sort_keys=True)
+        if self._data is None:  # read once: the data set may be large
+            self._data = fingerprint(self._trainer.train_dataset)
+        text = json.dumps(manifest(self._trainer, self._data), indent=1, sort_keys=True)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def manifest(trainer: BudgetGRPOTrainer) -> dict[str, Any]:
-    """All that says how a run came about, JSON-ready."""
+def manifest(trainer: BudgetGRPOTrainer, data: dict[str, Any]) -> dict[str, Any]:
+    """All that says how a run came about, JSON-ready.
+
+    Args:
+        trainer: whose run it is.
+        data: from `fingerprint`.
+    """
     args = trainer.args
     uses = args.steps_per_generation * trainer.num_iterations
     micro = trainer.state.global_step * args.gradient_accumulation_steps
@@ -121,7 +129,7 @@ def manifest(trainer: BudgetGRPOTrainer) -> dict[str, Any]:
         "max_steps": trainer.state.max_steps,
         "at_generation_boundary": micro % uses == 0,
         "steps_between_generations": max(1, uses // args.gradient_accumulation_steps),
-        "dataset": fingerprint(trainer.train_dataset),
+        "dataset": data,
         "seeds": {"seed": args.seed, "data_seed": args.data_seed},
         "versions": versions(),
         "tokens": plain(asdict(totals)),
@@ -148,7 +156,9 @@ def knobs(method: Method) -> dict[str, Any]:
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
-    """Rows, columns, and a hash of the content."""
+    """Rows, columns, and a hash of the content; of a stream, which is read once, columns alone."""
+    if not hasattr(dataset, "__len__"):
+        return {"rows": None, "columns": dataset.column_names, "sha256": None}
     digest = hashlib.sha256()
     rows = 0
     for row in dataset:

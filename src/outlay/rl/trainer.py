@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from trl import GRPOTrainer
-from trl.trainer.utils import is_async_callable
 
 from outlay.errors import CapabilityError, InputError
 from outlay.ledger import Ledger
-from outlay.rl.base import ADDED_KEYS, Context, Method, RewardFunction, Row, Verifier
+from outlay.rl.base import Context, Method, Row, Verifier
 from outlay.rl.batches import fit, trained_mask
+from outlay.rl.checks import check_advantages, check_columns, checked
 from outlay.rl.contract import check_batch, check_class, check_instance
 from outlay.rl.manifest import RunFiles
 from outlay.rl.metrics import by_bin, samples_of, summarise
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import GRPOConfig
+
+Mode = Literal["train", "eval"]
 
 _PER_ROW = frozenset({"grpo", "sapo", "luspo", "dr_grpo"})
 """Losses that divide by the number of rows, those without tokens included."""
@@ -59,7 +61,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
         verifier: judges every rollout once; None if no reward function reads `judgement`.
         eval_dataset: for TRL's own evaluation (see `evaluate_policy` for a better one).
         processing_class: the tokenizer.
-        callbacks: of transformers.
+        callbacks: of transformers, beside those of the method.
         peft_config: trains an adapter.
         difficulty: column by which metrics are also given in bins.
         metrics_bins: upper ends of these bins; empty for one a value.
@@ -85,7 +87,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
         metrics_bins: Sequence[float] = (),
     ) -> None:
         check_class(GRPOTrainer)
-        _check_columns(train_dataset, difficulty)
+        check_columns(train_dataset, difficulty)
         by_bin([], metrics_bins)
         functions = method.reward_functions()
         weights = method.reward_weights()
@@ -105,12 +107,12 @@ class BudgetGRPOTrainer(GRPOTrainer):
         self._scored: tuple[list[Row], list[list[int]], Tensor] | None = None
         super().__init__(
             model=model,
-            reward_funcs=[_checked(function) for function in functions],
+            reward_funcs=[checked(function) for function in functions],
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=[*method.callbacks(), *(callbacks or [])],
             peft_config=peft_config,
         )
         check_instance(self)
@@ -120,7 +122,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
     # What each rollout is told.
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
-        mode: Literal["train", "eval"] = "train" if self.model.training else "eval"
+        mode: Mode = "train" if self.model.training else "eval"
         generations: Any = self.num_generations if mode == "train" else self.num_generations_eval
         group = int(generations)
         rows = self._planned(inputs, group)
@@ -135,9 +137,9 @@ class BudgetGRPOTrainer(GRPOTrainer):
         context = self._context(mode, group, plan, batch["advantages"])
         self._mask_prefixes(batch, plan)
         self._write_advantages(batch, context)
-        expanded = self.method.expand(batch, context)
-        if expanded is not batch:
-            batch = self._fitted(batch, expanded, mode)
+        if type(self.method).expand is not Method.expand:
+            had = frozenset(batch)
+            batch = self._fitted(had, self.method.expand(batch, context), mode)
         self._record(context, plan, mode, time.perf_counter() - began)
         return batch
 
@@ -292,9 +294,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
 
     # How pay becomes advantages.
 
-    def _context(
-        self, mode: Literal["train", "eval"], group: int, plan: Plan, advantages_B: Tensor
-    ) -> Context:
+    def _context(self, mode: Mode, group: int, plan: Plan, advantages_B: Tensor) -> Context:
         assert self._scored is not None
         (rows, completion_ids, rewards_NF), self._scored = self._scored, None
         first = self.accelerator.process_index * len(rows)
@@ -333,13 +333,13 @@ class BudgetGRPOTrainer(GRPOTrainer):
             return
         mask_BT = trained_mask(batch)
         if isinstance(given, torch.Tensor):
-            _check_advantages(given, context, self.method.name)
+            check_advantages(given, context, self.method.name)
             local = given[context.local]
             if local.dim() == 2:
                 dense_BT = torch.zeros(mask_BT.shape, dtype=local.dtype)
                 width = min(local.shape[1], mask_BT.shape[1])
                 dense_BT[:, :width] = local[:, :width].cpu()
-                local = dense_BT
+                local = dense_BT * mask_BT.cpu()
             shown = given.double().cpu()
         else:
             whole_NT = torch.zeros(len(context.rows), context.width)
@@ -359,9 +359,9 @@ class BudgetGRPOTrainer(GRPOTrainer):
 
     # More rows than rollouts.
 
-    def _fitted(self, batch: dict[str, Any], expanded: dict[str, Any], mode: str) -> dict[str, Any]:
+    def _fitted(self, had: frozenset[str], expanded: dict[str, Any], mode: Mode) -> dict[str, Any]:
         """Expanded rows padded to what all processes and all micro-batches need."""
-        if self.use_vllm and "importance_sampling_ratio" in batch.keys() - expanded.keys():
+        if "importance_sampling_ratio" in had - expanded.keys():
             raise CapabilityError(
                 f"{self.method.name} adds rows whose sampling probabilities are unknown; set "
                 "vllm_importance_sampling_correction=False"
@@ -376,7 +376,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
             device=fitted["completion_mask"].device,
         )
         for key, model in (("old_per_token_logps", self.model), ("ref_per_token_logps", None)):
-            if key in batch and key not in expanded:
+            if key in had and key not in expanded:
                 fitted[key] = self._scores(fitted, model)
         return fitted
 
@@ -412,7 +412,7 @@ class BudgetGRPOTrainer(GRPOTrainer):
 
     # What was spent and what came of it.
 
-    def _record(self, context: Context, plan: Plan, mode: str, seconds: float) -> None:
+    def _record(self, context: Context, plan: Plan, mode: Mode, seconds: float) -> None:
         forced = sum(map(len, plan.prefixes))
         inside = sum(plan.inside)
         completions = sum(len(ids) for ids in context.completion_ids[context.local])
@@ -472,72 +472,3 @@ class BudgetGRPOTrainer(GRPOTrainer):
 
     def _total_steps(self) -> int:
         return self.state.max_steps if self.state.max_steps > 0 else max(0, self.args.max_steps)
-
-
-def _check_columns(dataset: Dataset, difficulty: str | None) -> None:
-    columns = dataset.column_names
-    if columns is None:
-        return
-    if "prompt" not in columns:
-        raise InputError(f"the data set has no column 'prompt'; it has: {', '.join(columns)}")
-    for name in ADDED_KEYS:
-        if name in columns:
-            raise InputError(f"the data set's column {name!r} is written by the trainer; rename it")
-    if difficulty is not None and difficulty not in columns:
-        raise InputError(
-            f"difficulty={difficulty!r} is no column of the data set: {', '.join(columns)}"
-        )
-
-
-def _check_advantages(given: Tensor, context: Context, name: str) -> None:
-    n, width = len(context.rows), context.width
-    if tuple(given.shape) not in ((n,), (n, width)):
-        raise InputError(
-            f"{name}.advantages() has shape {tuple(given.shape)}; give ({n},) or ({n}, {width})"
-        )
-    if not bool(torch.isfinite(given).all()):
-        raise InputError(f"{name}.advantages() are not all finite")
-    if given.dim() == 2:
-        lengths_N = torch.tensor(context.lengths, device=given.device)
-        padding_NT = torch.arange(width, device=given.device) >= lengths_N[:, None]
-        if bool((given[padding_NT] != 0).any()):
-            raise InputError(f"{name}.advantages() are not zero on padding")
-
-
-def _check_rewards(name: str, rewards: Sequence[float | None], n: int) -> None:
-    if len(rewards) != n:
-        raise InputError(
-            f"reward function {name} returned {len(rewards)} rewards for {n} completions; return "
-            "one each"
-        )
-    for index, reward in enumerate(rewards):
-        if reward is not None and not -float("inf") < reward < float("inf"):
-            raise InputError(
-                f"reward function {name} paid {reward} for completion {index}; pay a finite "
-                "number, or None where it does not apply"
-            )
-
-
-def _checked(function: RewardFunction) -> Any:
-    """The same reward function, whose results are checked."""
-    if isinstance(function, str | torch.nn.Module):
-        return function
-    name = getattr(function, "__name__", type(function).__name__)
-
-    if is_async_callable(function):
-
-        async def asynchronous(*, completion_ids: list[list[int]], **columns: Any) -> Any:
-            rewards = await function(completion_ids=completion_ids, **columns)  # type: ignore[misc]
-            _check_rewards(name, rewards, len(completion_ids))
-            return rewards
-
-        asynchronous.__name__ = name
-        return asynchronous
-
-    def synchronous(*, completion_ids: list[list[int]], **columns: Any) -> Any:
-        rewards = function(completion_ids=completion_ids, **columns)
-        _check_rewards(name, rewards, len(completion_ids))
-        return rewards
-
-    synchronous.__name__ = name
-    return synchronous

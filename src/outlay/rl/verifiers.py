@@ -55,7 +55,14 @@ class ChainArithVerifier(Verifier):
         """
         judgements = []
         for row, ids in zip(rows, completion_ids, strict=True):
-            one = verify(ids, str(need(row, self._answer)))
+            answer = str(need(row, self._answer))
+            try:
+                one = verify(ids, answer)
+            except InputError as error:  # a token beyond the vocabulary, or too long a text
+                _LOG.warning("a completion could not be read: %s", error)
+                n = len(ids)
+                judgements.append(Judgement(False, 0.0, False, n, n, 0, True, failed=True))
+                continue
             judgements.append(
                 Judgement(
                     correct=one.right,

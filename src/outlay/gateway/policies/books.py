@@ -12,6 +12,7 @@ from outlay.gateway.usage import Usage
 from outlay.ledger import Ledger
 
 Status = Literal["applied", "skipped", "fallback"]
+_OWN = ("target", "planner")  # every other role runs in the scoring processes
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Books:
             and are not charged).
         saved: prompt tokens that compression took out.
         purse: of the calls upstream, where methods make any.
+        unended: what is charged of methods on a local model that did not stop when told to.
         local: whether the methods ran on a model of this process, whose books the ledger is.
     """
 
@@ -36,13 +38,15 @@ class Books:
     saved: int = 0
     purse: Purse | None = None
     local: bool = False
+    unended: Usage | None = None
     _plain: bool = False
 
     def headers(self) -> dict[str, str]:
         """What the caller is told at once."""
         told = {"x-outlay-policy": self.policy, "x-outlay-policy-status": self.status}
-        if self.reason:
-            told["x-outlay-policy-reason"] = self.reason
+        if self.reason:  # may quote a field's name
+            plain = (each if " " <= each <= "~" else "?" for each in self.reason)
+            told["x-outlay-policy-reason"] = "".join(plain)
         return told
 
     def spent(self) -> tuple[Usage, bool]:
@@ -53,16 +57,33 @@ class Books:
         if self.purse is not None:
             used = self.purse.close()
             return used, self.purse.unknown
+        if self.unended is not None:
+            return self.unended, True
         if not self.local:
             return Usage(0, 0, 0, 0), False
-        # Every role but the target's and its planner's runs in the scoring processes.
-        own = [e for e in self.ledger.entries if e.role in ("target", "planner")]
+        own = [e for e in self.ledger.entries if e.role in _OWN]
         return Usage(
             sum(e.prompt_new + e.prompt_cached + e.forced for e in own),
             sum(e.prompt_cached for e in own),
             sum(e.generated for e in own),
             0,
         ), False
+
+    @property
+    def requests(self) -> int:
+        """Calls that may have a price each; a local model has none, and counts as one."""
+        if self.purse is not None:
+            return self.purse.made
+        if self.unended is not None:
+            return 1
+        return int(self.local and any(e.role in _OWN for e in self.ledger.entries))
+
+    def again(self) -> None:
+        """Begin another attempt: what the one before it spent has been settled with it."""
+        self.ledger, self.purse, self.local, self.unended = Ledger(), None, False, None
+        self.saved, self._plain = 0, False
+        if self.status != "skipped":
+            self.status, self.reason = "applied", ""
 
     def plain(self, usage: Usage) -> None:
         """Book the request itself, once, where it was sent to the upstream as any other."""

@@ -157,12 +157,14 @@ class Explained:
         if self.needs:
             said.append(f"  needs {', '.join(self.needs)}; offered: {', '.join(self.offers)}")
         for each in self.stages:
-            worst = each.worst
-            said.append(
-                f"  {each.stage} ({each.method}): at most {worst.prompt:,} prompt and "
-                f"{worst.output:,} output tokens in {worst.calls:,} calls"
-                + (f"; {each.note}" if each.note else "")
-            )
+            worst, spent = each.worst, ""
+            if worst.calls:
+                calls = "1 call" if worst.calls == 1 else f"{worst.calls:,} calls"
+                spent = (
+                    f"at most {worst.prompt:,} prompt and {worst.output:,} output tokens in {calls}"
+                )
+            parts = "; ".join(part for part in (spent, each.note) if part)
+            said.append(f"  {each.stage} ({each.method}): {parts}")
         if self.reserved is not None and self.plain is not None:
             said.append(f"reserved: {self.reserved.text()}")
             if self.reserved != self.plain:

@@ -170,6 +170,13 @@ class Catalogue:
                 f"{about}its calls are counted, and the model has no tokenizer; set "
                 f"models.{model}.tokenizer"
             )
+        bounds = getattr(policy.decode, "server", "client")
+        kind = bounds.replace(".", "")
+        if bounds != "client" and (upstream.url is None or upstream.served_by != kind):
+            raise InputError(
+                f"{about}server={bounds!r} sends a limit that only such a server takes; set "
+                f"upstreams.{table.upstream}.served_by = {kind!r} where it is one, or drop server"
+            )
         continues = "append" in policy.needs() and upstream.url is not None
         only = "continue_final_message" not in upstream.offers
         if continues and only and table.tokenizer_config is None:

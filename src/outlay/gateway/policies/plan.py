@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from outlay.gateway.bounds import Wanted
+from outlay.gateway.bounds import Wanted, counter
 from outlay.gateway.config import ModelTable, Route
 from outlay.gateway.policies.books import Books
 from outlay.gateway.policies.methods import Prepared
@@ -15,7 +15,11 @@ from outlay.gateway.problems import RequestError, invalid
 from outlay.gateway.store.books import Ask, Refusal
 from outlay.worst import Shape, Worst
 
-_EXTRAS = 64  # tokens that a call's own fields (seed, temperature, stops) may weigh
+_EXTRAS = 64  # tokens that a call's own fields (seed, temperature, stops) may weigh, at least
+_FIELDS = (
+    "max_completion_tokens 2147483647 temperature 0.8 top_p seed 2147483647 stop min_tokens 65536 "
+    "continue_final_message True add_generation_prompt False assistant logprobs True"
+)
 PASSED = ("user", "metadata", "store")  # fields that go with every call
 # What a method's own calls can honour; a request with anything else is sent as it is.
 _HONOURED = frozenset(
@@ -23,6 +27,7 @@ _HONOURED = frozenset(
     | {"stop", "stream", "stream_options", "n", "best_of", *PASSED}
 )
 _TOOLS = ("tools", "functions", "tool_choice", "function_call")
+_PARTS = ("role", "content")
 _PLAIN = frozenset({"text", "input_text", "output_text", "refusal"})
 
 
@@ -57,13 +62,24 @@ class Plan:
         """The reservation: all of the methods' calls, and the request itself as a fallback."""
         if self.policy is None or not self.policy.solves:
             return ask
-        plain = Worst(self.wanted.prompt, self.wanted.output * self.wanted.choices)
+        plain = Worst(self.wanted.prompt, self.wanted.output * self.wanted.choices, 1)
         total = self.worst + plain if self.policy.table.fallback else self.worst
-        return replace(ask, prompt=total.prompt, output=total.output, choices=1, least=total.output)
+        return replace(
+            ask,
+            prompt=total.prompt,
+            output=total.output,
+            choices=1,
+            least=total.output,
+            requests=total.calls,
+        )
 
     def spares(self, refused: Refusal) -> bool:
         """Whether the budget that refused the whole may have room for the request alone."""
         return self.solves and not self.strict and refused.kind in ("exhausted", "spent", "busy")
+
+    def again(self) -> None:
+        """Begin another attempt of the request."""
+        self.books.again()
 
     def skip(self, reason: str) -> None:
         """Go on without the policy.
@@ -94,7 +110,7 @@ def make(
     if name == NONE:
         return None
     policy = policies[name]
-    shape = policy.shape(wanted.prompt + _EXTRAS, wanted.output, table)
+    shape = policy.shape(wanted.prompt + _extras(policy, table, question), wanted.output, table)
     plan = Plan(
         policy,
         wanted,
@@ -107,6 +123,14 @@ def make(
     if reason := unsupported(policy, wanted):
         plan.skip(reason)
     return plan
+
+
+def _extras(policy: Prepared, table: ModelTable, question: str) -> int:
+    """Tokens that a call's prompt may have beyond those of the request's own."""
+    count = counter(table.tokenizer)
+    # A planner reads the question beside the prompt; an answer that is continued is a message.
+    continued = table.template_tokens if "append" in policy.needs() else 0
+    return max(_EXTRAS, count(_FIELDS)) + count(question) + continued
 
 
 def _choice(route: Route, wanted: Wanted) -> tuple[str, str]:
@@ -142,9 +166,9 @@ def unsupported(policy: Prepared, wanted: Wanted) -> str:
         for name, value in fields.items():
             if name not in _HONOURED and value is not None:
                 return f"field {name[:40]}"
-        if any(_not_plain(message) for message in fields["messages"]):
-            return "tools"
-    if policy.reason is not None and fields.get("temperature") == 0:
+        if reason := next(filter(None, map(_not_plain, fields["messages"])), ""):
+            return reason
+    if getattr(policy.reason, "n", 1) > 1 and fields.get("temperature") == 0:
         return "temperature"  # all samples would be the same
     return ""
 
@@ -168,7 +192,10 @@ def _media(fields: Mapping[str, Any]) -> bool:
     return False
 
 
-def _not_plain(message: Mapping[str, Any]) -> bool:
-    """Whether a message is more than a role and a text."""
-    said = message.get("role") not in ("system", "developer", "user", "assistant")
-    return said or bool(message.get("tool_calls") or message.get("function_call"))
+def _not_plain(message: Mapping[str, Any]) -> str:
+    """What makes a message more than a role and a text: tools, or a part such as a name."""
+    if message.get("role") not in ("system", "developer", "user", "assistant"):
+        return "tools"
+    if message.get("tool_calls") or message.get("function_call"):
+        return "tools"
+    return "message" if any(v for name, v in message.items() if name not in _PARTS) else ""

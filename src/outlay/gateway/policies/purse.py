@@ -31,10 +31,12 @@ class Purse:
 
     Args:
         prompt, output: tokens that were reserved.
+        calls: that were reserved, as each may have a price; None is no limit.
     """
 
     prompt: int
     output: int
+    calls: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _calls: list[Taken] = field(default_factory=list)
     _closed: bool = False
@@ -48,6 +50,8 @@ class Purse:
         with self._lock:
             if self._closed:
                 raise BudgetError("the request is over; nothing more is sent")
+            if self.calls is not None and self._made(held=True) >= self.calls:
+                raise BudgetError(f"all {self.calls} calls of the reservation have been made")
             left = self._left()
             if prompt > left.prompt or output > left.output:
                 raise BudgetError(
@@ -95,6 +99,19 @@ class Purse:
         """Whether a call was sent whose use is not known."""
         with self._lock:
             return any(taken.sent and not taken.known for taken in self._calls)
+
+    @property
+    def made(self) -> int:
+        """Calls that were sent, without those that are known to have cost nothing."""
+        with self._lock:
+            return self._made(held=False)
+
+    def _made(self, *, held: bool) -> int:
+        return sum(
+            taken.used is None or taken.used.prompt + taken.used.output > 0
+            for taken in self._calls
+            if held or taken.sent or taken.used is not None
+        )
 
     def _spent(self, *, held: bool) -> Usage:
         counted = [

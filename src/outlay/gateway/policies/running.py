@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from outlay.gateway.policies.scoring import Scorers, ScoringError
 from outlay.gateway.policies.through import Through
 from outlay.gateway.problems import RequestError
 from outlay.gateway.upstream import Server
+from outlay.gateway.usage import Usage
 from outlay.ledger import Ledger
 from outlay.models.base import Account, Capabilities, Message, Model, Prompt, SamplingParams
 from outlay.reason.base import Question
@@ -78,7 +80,10 @@ class Runner:
     _threads: ThreadPoolExecutor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scorers = Scorers(self.catalogue.config.scoring)
+        config = self.catalogue.config
+        named = (table.api_key_env for table in config.upstreams.values())
+        hidden = frozenset(name for name in (*named, "OPENAI_API_KEY") if name)
+        self.scorers = Scorers(config.scoring, hidden)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="policy")
 
     async def start(self) -> None:
@@ -121,20 +126,24 @@ class Runner:
             try:
                 made = await self._compress(policy, piece.text, question, most, table, plan)
             except ScoringError as error:
-                log.warning("request goes on unshortened: %s", error)
+                detail = error.detail if config.server.log_prompts else ""
+                log.warning("request goes on unshortened: %s %s", error, detail)
                 if not policy.solves:
                     plan.books.status = "fallback"
                 plan.books.reason = f"scorer {error.why}"
                 return wanted
-            if made is not None:
+            if made is None:
+                plan.books.reason = "longer"
+            else:
                 changes.append((piece, made))
-        if not changes:
-            if not policy.solves and not plan.books.reason:
-                plan.books.status, plan.books.reason = "skipped", "short"
-            return wanted
-        fields = texts.replaced(wanted.fields, changes)
-        shorter = bound(replace(wanted, fields=fields), table, route, config.server.max_tokens)
+        shorter = wanted
+        if changes:
+            fields = texts.replaced(wanted.fields, changes)
+            shorter = bound(replace(wanted, fields=fields), table, route, config.server.max_tokens)
         if shorter.prompt >= wanted.prompt:
+            if not policy.solves:
+                plan.books.status = "skipped"
+                plan.books.reason = plan.books.reason or "short"
             return wanted
         plan.books.saved = wanted.prompt - shorter.prompt
         return shorter
@@ -161,15 +170,17 @@ class Runner:
         }
         began = time.perf_counter()
         made = await self.scorers.run(job)
+        took = time.perf_counter() - began
         ledger, method = plan.books.ledger, registry.parse_spec(spec)[0]
-        for entry in Ledger.from_dict(made["ledger"]).entries:
+        scored = Ledger.from_dict(made["ledger"])
+        for entry in scored.entries:
             ledger.extend(Ledger([replace(entry, stage="prompt", role="scorer", method=method)]))
         used = made["tokens"] < made["original"]  # a longer text never is
         ledger.record(
             "prompt",
             "scorer",
             method=method,
-            seconds=time.perf_counter() - began,
+            seconds=max(0.0, took - scored.totals().seconds),  # what the entries above do not say
             note=f"{made['original']} tokens became {made['tokens']}"
             + ("" if used else ": not used"),
         )
@@ -199,8 +210,9 @@ class Runner:
         meter = budget.meter()
         wire: Through | None = None
         if not local:
-            plan.books.purse = Purse(plan.worst.prompt, plan.worst.output)
-            wire = self._wire(plan.books.purse, table, server, request, loop)
+            plan.books.purse = Purse(plan.worst.prompt, plan.worst.output, plan.worst.calls)
+            name = table.name or wanted.model
+            wire = self._wire(plan.books.purse, table, name, server, request, loop)
 
         def work() -> Solved:
             model: Model
@@ -212,8 +224,9 @@ class Runner:
             judge = Judge(self.scorers, loop, policy.table)
             return answer(plan, policy, wanted, model, account, judge)
 
-        async with server.slot() if local else _Open():
-            running = loop.run_in_executor(self._threads, work)
+        async with _Turn(server if local else None) as turn:
+            job = self._threads.submit(work)
+            running = turn.running = asyncio.wrap_future(job)
             running.add_done_callback(lambda done: done.cancelled() or done.exception())
             try:
                 async with asyncio.timeout(policy.table.seconds):
@@ -229,7 +242,9 @@ class Runner:
             except OutlayError as error:
                 raise FailedError("failed", str(error)) from error
             except Exception as error:
-                log.exception("a policy's method failed")
+                # Its message is left out: it may quote the prompt.
+                where = "".join(traceback.format_tb(error.__traceback__))
+                log.error("a policy's method failed: %s\n%s", type(error).__name__, where)
                 raise FailedError("failed", type(error).__name__) from error
             finally:
                 if not running.done():  # out of time, or the caller is gone
@@ -238,13 +253,18 @@ class Runner:
                     if wire is not None:
                         wire.close()
                     meter.budget = replace(meter.budget, calls=1)  # no further call of the model
-                    with suppress(Exception):
-                        await asyncio.wait({running}, timeout=_LEAVE)
+                    try:
+                        if not job.cancel():  # no thread has taken it
+                            await asyncio.wait({running}, timeout=_LEAVE)
+                    finally:
+                        if local and not job.done():
+                            plan.books.unended = Usage(plan.worst.prompt, 0, plan.worst.output, 0)
 
     def _wire(
         self,
         purse: Purse,
         table: ModelTable,
+        model: str,
         server: Server,
         request: str,
         loop: asyncio.AbstractEventLoop,
@@ -254,6 +274,7 @@ class Runner:
         return Through(
             config,
             table,
+            model,
             server,
             purse,
             loop,
@@ -263,14 +284,30 @@ class Runner:
         )
 
 
-class _Open:
-    """A context without a limit: each call of the wire takes a slot by itself."""
+class _Turn:
+    """The turn of a local model, until what runs on it has ended.
 
-    async def __aenter__(self) -> None:
-        return None
+    Args:
+        server: of the model; None: each call of the wire takes a slot by itself.
+    """
+
+    def __init__(self, server: Server | None) -> None:
+        self._slot = None if server is None else server.slot()
+        self.running: asyncio.Future[Any] | None = None
+
+    async def __aenter__(self) -> _Turn:
+        if self._slot is not None:
+            await self._slot.acquire()
+        return self
 
     async def __aexit__(self, *error: object) -> None:
-        return None
+        slot, running = self._slot, self.running
+        if slot is None:
+            return
+        if running is None or running.done():
+            slot.release()
+        else:  # it did not stop in time, and works on the model still
+            running.add_done_callback(lambda done: slot.release())
 
 
 def answer(
@@ -293,7 +330,7 @@ def answer(
         made = policy.decode.generate(  # type: ignore[attr-defined]
             model, prompt, policy.decode.room(plan.shape), sampling, account=place
         )
-        return Solved(made.text, getattr(made, "thinking", ""), made.finish_reason)
+        return _said(Solved(made.text, getattr(made, "thinking", ""), made.finish_reason))
     assert table.reason is not None
     place = replace(account, method=registry.parse_spec(table.reason)[0])
     reasoner: Any = policy.reason
@@ -309,19 +346,27 @@ def answer(
     if found.chosen is None:
         raise BudgetError("the methods found no answer within what was reserved")
     thinking = getattr(found.chosen.handle, "thinking", "")
-    return Solved(found.text, thinking, found.chosen.finish)
+    return _said(Solved(found.text, thinking, found.chosen.finish))
+
+
+def _said(solved: Solved) -> Solved:
+    """The answer, if there was room for one."""
+    if solved.finish == "budget" and not solved.text:
+        raise BudgetError("nothing was left of what was reserved when the answer was due")
+    return solved
 
 
 def _sampling(wanted: Wanted, policy: Prepared) -> SamplingParams:
     fields = wanted.fields
     given, top_p, stop = fields.get("temperature"), fields.get("top_p"), fields.get("stop") or ()
+    given_seed = fields.get("seed")
     plain = _TEMPERATURE if policy.reason is not None else 1.0
     return SamplingParams(
         max_tokens=wanted.output,
         temperature=plain if given is None else float(given),
         top_p=1.0 if top_p is None else float(top_p),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        seed=int(fields.get("seed") or 0),
+        seed=secrets.randbelow(2**30) if given_seed is None else int(given_seed),
         include_stop=False,
     )
 

@@ -21,6 +21,7 @@ from outlay.gateway.policies.tables import Scoring
 
 log = logging.getLogger("outlay.gateway")
 _LONGEST_ANSWER = 64_000_000
+_CACHE = "OUTLAY_CACHE"  # where models are
 _NAMES = ("method", "verifier", "scorer")  # what a job says of the method that it needs
 
 
@@ -29,11 +30,13 @@ class ScoringError(OutlayError):
 
     Args:
         why: "busy", "timeout", "crashed" or "failed".
+        message: without anything of the prompt.
+        detail: what the method said, which may quote the prompt.
     """
 
-    def __init__(self, why: str, message: str) -> None:
+    def __init__(self, why: str, message: str, detail: str = "") -> None:
         super().__init__(message)
-        self.why = why
+        self.why, self.detail = why, detail
 
 
 @dataclass
@@ -42,16 +45,18 @@ class Scorers:
 
     Args:
         table: how many, and their limits.
+        hidden: variables of the environment that they do not get.
     """
 
     table: Scoring
+    hidden: frozenset[str] = frozenset()
     _free: asyncio.LifoQueue[_Process] = field(init=False)
     _all: list[_Process] = field(init=False)
     _waiting: int = 0
     _warmed: list[_Process] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._all = [_Process(self.table.threads) for _ in range(self.table.processes)]
+        self._all = [_Process(self.table.threads, self.hidden) for _ in range(self.table.processes)]
         self._free = asyncio.LifoQueue()
         for each in self._all:
             self._free.put_nowait(each)
@@ -79,18 +84,20 @@ class Scorers:
 
     async def warm(self, jobs: list[Mapping[str, Any]]) -> None:
         """Load what `jobs` need in every process; failures are logged."""
-        for _ in self._all:
-            process = await self._free.get()
-            try:
-                for job in jobs:
-                    await process.run(job, self.table.start_seconds, self.table.start_seconds)
-            except ScoringError as error:
-                log.error("a scoring process cannot load what a policy needs: %s", error)
-            finally:
+        try:
+            for _ in self._all:
+                process = await self._free.get()
                 self._warmed.append(process)
-        for process in self._warmed:
-            self._free.put_nowait(process)
-        self._warmed.clear()
+                try:
+                    for job in jobs:
+                        await process.run(job, self.table.start_seconds, self.table.start_seconds)
+                except ScoringError as error:
+                    message = f"{error} {error.detail}".strip()  # no prompt has been read yet
+                    log.error("a scoring process cannot load what a policy needs: %s", message)
+        finally:
+            for process in self._warmed:
+                self._free.put_nowait(process)
+            self._warmed.clear()
 
     async def close(self) -> None:
         """Stop all processes."""
@@ -101,8 +108,8 @@ class Scorers:
 class _Process:
     """One child process; started by its first job, and again after it was stopped."""
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
+    def __init__(self, threads: int, hidden: frozenset[str]) -> None:
+        self._threads, self._hidden = threads, hidden
         self._child: asyncio.subprocess.Process | None = None
 
     async def run(
@@ -139,21 +146,31 @@ class _Process:
             raise ScoringError("crashed", "the scoring process ended without an answer")
         answer = json.loads(line)
         if "error" in answer:
-            raise ScoringError("failed", answer["error"])
+            raise ScoringError("failed", f"it raised {answer['error']}", answer["detail"])
         found: dict[str, Any] = answer["ok"]
         return found
 
     async def _start(self) -> asyncio.subprocess.Process:
-        command = (sys.executable, "-m", "outlay.gateway.policies.worker", str(self._threads))
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads)}
-        self._child = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_LONGEST_ANSWER,
-            env=environment,
-        )
+        arguments = (str(self._threads), str(os.getpid()))
+        try:
+            self._child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "outlay.gateway.policies.worker", *arguments),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_LONGEST_ANSWER,
+                env={**self._environment(), "OMP_NUM_THREADS": str(self._threads)},
+            )
+        except OSError as error:
+            raise ScoringError("crashed", f"no process could be started ({error})") from error
         return self._child
+
+    def _environment(self) -> dict[str, str]:
+        """This process's, without the gateway's own settings, which may hold passwords."""
+        return {
+            name: value
+            for name, value in os.environ.items()
+            if name not in self._hidden and (name == _CACHE or not name.startswith("OUTLAY_"))
+        }
 
     async def stop(self) -> None:
         child, self._child = self._child, None

@@ -36,6 +36,7 @@ class Through:
     Args:
         config: limits.
         table: the model's.
+        model: its name upstream.
         server: its upstream.
         purse: the request's reservation.
         loop: that the upstream lives on.
@@ -46,6 +47,7 @@ class Through:
 
     config: Config
     table: ModelTable
+    model: str
     server: Server
     purse: Purse
     loop: asyncio.AbstractEventLoop
@@ -62,9 +64,9 @@ class Through:
 
     def models(self) -> ServerInfo:
         """What the configuration says of the server."""
-        if self.served_by is None or self.table.name is None:
+        if self.served_by is None:
             return ServerInfo(None)
-        return ServerInfo({self.table.name: {"owned_by": self.served_by}})
+        return ServerInfo({self.model: {"owned_by": self.served_by}})
 
     def post(
         self,
@@ -140,8 +142,9 @@ class Through:
         async for piece in reply.pieces:
             raw += piece
         if reply.status != 200:
-            free = reply.status < 500 or reply.status in _UNCHARGED
-            if free or self.charge_failures == "none":
+            failed = reply.status >= 500 and reply.status not in _UNCHARGED
+            free = self.charge_failures == "none" if failed else reply.status >= 400
+            if free:
                 self.purse.settle(taken, Usage(0, 0, 0, 0))
             else:
                 tries.answers += 1

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -92,8 +94,16 @@ JOBS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 }
 
 
-def main(threads: int) -> None:
+def _end_with(parent: int) -> None:
+    """End when the gateway has: a job that hangs would never see the end of its input."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def main(threads: int, parent: int) -> None:
     """Answer jobs until the input ends."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -103,10 +113,10 @@ def main(threads: int) -> None:
         try:
             answer = {"ok": JOBS[job["do"]](job)}
         except Exception as error:  # whatever a method raises is one job's failure
-            answer = {"error": f"{type(error).__name__}: {error}"[:500]}
+            answer = {"error": type(error).__name__, "detail": str(error)[:500]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

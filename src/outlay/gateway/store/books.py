@@ -86,6 +86,7 @@ class Ask:
         prompt: bound of the prompt's tokens.
         output: most tokens per choice.
         choices: n.
+        requests: calls upstream that it pays for; more than one where a policy makes them.
         price: None where the operator gave none.
         least: the fewest tokens per choice worth sending, for budgets that shrink.
         sent: whether it goes upstream at once; else it is `held` until `Store.send`.
@@ -111,6 +112,7 @@ class Ask:
     attempt: int = 1
     idempotency: str = ""
     fingerprint: str = ""
+    requests: int = 1
 
     def tokens(self, output: int) -> int:
         """Worst case in tokens with `output` tokens per choice."""
@@ -118,7 +120,9 @@ class Ask:
 
     def nanousd(self, output: int) -> int:
         """Worst case in nano-dollars; 0 without a price."""
-        return 0 if self.price is None else self.price.worst(self.prompt, self.choices * output)
+        if self.price is None:
+            return 0
+        return self.price.worst(self.prompt, self.choices * output, self.requests)
 
     def need(self, unit: Unit, output: int) -> int:
         """Worst case in a budget's unit."""
@@ -129,7 +133,7 @@ class Ask:
         if unit == "tokens":
             return (room - self.prompt) // self.choices if room >= self.prompt else -1
         assert self.price is not None
-        most = self.price.most_output(self.prompt, room)
+        most = self.price.most_output(self.prompt, room, self.requests)
         return most if most is None or most < 0 else most // self.choices
 
 

@@ -53,6 +53,7 @@ class _Waiting:
     operation: Operation
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    answered: bool = False
 
 
 @dataclass
@@ -77,6 +78,7 @@ class Store:
         self.known = Catalogue()
         self.batches = self.operations = 0
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._ahead: _Waiting | None = None  # taken from the queue, for the next transaction
         self._doubtful: list[str] = []  # admissions whose commit may have happened unseen
         self._unwanted: queue.SimpleQueue[str] = queue.SimpleQueue()  # whose caller had gone
         self._thread = threading.Thread(target=self._work, name="outlay-store", daemon=True)
@@ -116,10 +118,14 @@ class Store:
 
         If the caller is cancelled meanwhile, what was reserved is released.
         """
-        return cast(
-            "Grant | Refusal | Stored",
-            await self.submit(Admit(ask, self.worker, self.lease, self.keep)),
-        )
+        future = self.submit(Admit(ask, self.worker, self.lease, self.keep))
+        try:
+            return cast("Grant | Refusal | Stored", await future)
+        except asyncio.CancelledError:
+            # Cancelled between the grant and waking up to it: the future knows of it, nobody else.
+            if not future.cancelled() and future.exception() is None:
+                self._take_back(future.result())
+            raise
 
     async def send(self, reservation: str) -> bool:
         """Note that a held reservation goes upstream; False if it is gone."""
@@ -155,11 +161,17 @@ class Store:
 
     # -- the thread -----------------------------------------------------------------------------
 
-    def submit(self, operation: Operation) -> asyncio.Future[Any]:
-        """Queue an operation: it is done even if nobody waits for its result."""
+    def submit(self, operation: Operation, *, answered: bool = False) -> asyncio.Future[Any]:
+        """Queue an operation: it is done even if nobody waits for its result.
+
+        Args:
+            operation: what to do.
+            answered: whether its caller goes on without waiting, and will find it done all the
+                same: by admissions, and by every later `call`.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._queue.put(_Waiting(operation, loop, future))
+        self._queue.put(_Waiting(operation, loop, future, answered))
         return future
 
     def _work(self) -> None:
@@ -196,10 +208,16 @@ class Store:
             connection.close()
 
     def _gather(self) -> list[_Waiting]:
-        first = self._queue.get()
+        """What is in the queue.
+
+        A `Call` reads what is written, and a transaction writes at its end: so a call is not in one
+        transaction with what came before it and has been answered already.
+        """
+        first = self._ahead or self._queue.get()
+        self._ahead = None
         if first is None:
             return []
-        waiting = [first]
+        waiting, answered = [first], first.answered
         while len(waiting) < _MOST:
             try:
                 more = self._queue.get_nowait()
@@ -208,7 +226,11 @@ class Store:
             if more is None:
                 self._queue.put(None)
                 break
+            if answered and isinstance(more.operation, Call):
+                self._ahead = more
+                break
             waiting.append(more)
+            answered = answered or more.answered
         return waiting
 
     def _transact(self, connection: Connection, operations: Sequence[Operation]) -> list[Any]:
@@ -269,13 +291,17 @@ class Store:
     def _hand_over(self, pairs: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
         for future, result in pairs:
             if future.done():
-                if isinstance(result, Grant):
-                    self._unwanted.put(result.id)
-                    self.submit(Call(_nothing)).add_done_callback(asyncio.Future.exception)
+                self._take_back(result)
             elif isinstance(result, Exception):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+
+    def _take_back(self, result: Any) -> None:
+        """Release what was granted to a caller who has gone."""
+        if isinstance(result, Grant):
+            self._unwanted.put(result.id)
+            self.submit(Call(_nothing)).add_done_callback(asyncio.Future.exception)
 
 
 def _nothing(connection: Connection, now: float) -> None:

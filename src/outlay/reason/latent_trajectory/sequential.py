@@ -57,6 +57,7 @@ from outlay.reason.latent_trajectory.traces import (
     voted,
 )
 from outlay.reason.voting import Solving, answer_of
+from outlay.worst import Shape, Worst
 
 _KIND = "sequential"
 _SAVED = ("k", "layers", "signal", "normalise", "think_close")
@@ -122,6 +123,16 @@ class LTSequential(Solving):
         if self.sign not in ("learned", "paper"):
             raise InputError(f"sign={self.sign!r}; choose learned or paper")
         check_grid(self.grid)
+
+    # -- what it can cost -------------------------------------------------------------------------
+
+    def needs(self) -> tuple[str, ...]:
+        """Hidden states: a model in this process."""
+        return ("hidden_states",)
+
+    def worst(self, shape: Shape) -> Worst:
+        """All R traces."""
+        return Worst(shape.prompt, shape.answer, 1) * self.R
 
     # -- fitting ----------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ DEFAULTS = TrainConfig()
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the heads.")],
-    train: Annotated[int, typer.Option(help="Training traces per source.")] = 110,
-    calibrate: Annotated[int, typer.Option(help="Calibration traces per source.")] = 70,
+    train: Annotated[int, typer.Option(help="Training traces per source.")] = 220,
+    calibrate: Annotated[int, typer.Option(help="Calibration traces per source.")] = 200,
     block: Annotated[int, typer.Option(help="Tokens per block.")] = DEFAULTS.block,
     seed: Annotated[int, typer.Option(help="Of weights and pairs.")] = DEFAULTS.seed,
     epochs: Annotated[int, typer.Option(help="Over the pairs.")] = DEFAULTS.epochs,

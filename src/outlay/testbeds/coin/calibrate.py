@@ -1,23 +1,23 @@
 """Calibrating audits on traces that trained nothing: thresholds, verifiers, bounds.
 
-Half of the traces trains the learned verifiers; the other half sets thresholds and bounds.
+A third of the traces trains the learned verifiers; the others set thresholds and bounds, which
+must hold for traces that come later: with few of them, a bound of 5 % would be a matter of luck.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from outlay.audit.attacks import Hidden, World, pad
+from outlay.audit.attacks import Hidden, Place, World, pad
 from outlay.audit.coin import CoIn
 from outlay.audit.embedding import Embedder
-from outlay.audit.fingerprints import block_texts
 from outlay.audit.heads import Heads
 from outlay.audit.simulation import Seen, Subject, decide, judged, look, path
-from outlay.audit.verifiers import Kind, Verifier
+from outlay.audit.verifiers import Kind, Track, Verifier
 from outlay.testbeds.coin.traces import SOURCES, Trace, pieces, vocabulary
 from outlay.testbeds.coin.train import TrainConfig, train_verifier
 
@@ -30,39 +30,49 @@ WEIGHED = ("foreign_text",)  # whose detectable rate is reported
 DETECTED = 0.8  # share of audits from which a rate of inflation counts as detectable
 LEARNED: tuple[Kind, ...] = ("deepset", "rnn")
 REPEATS = 3  # honest audits per trace, each with challenges of its own
+PLACES: tuple[Place, ...] = get_args(Place)
+FOREIGN = 1000  # blocks of others that an attacker has
 
 
-def hidden(trace: Trace) -> Hidden:
-    """A trace as an attacker sees it."""
-    return Hidden(trace.tokens, pieces(trace.answer), pieces(trace.prompt))
+def hidden(trace: Trace, ir: float) -> Hidden:
+    """A trace as an attacker sees it, cut so that it is as long as the trace once it is inflated.
+
+    Else length alone would tell: no honest trace would be as long as the inflated ones.
+    """
+    own = trace.tokens[: round(len(trace.tokens) / (1 + ir))]
+    return Hidden(own, pieces(trace.answer), pieces(trace.prompt))
 
 
 def world(traces: Sequence[Trace], block: int, embed: Embedder, but: Trace) -> World:
-    """An attacker's world: all whole blocks of other traces of the same source."""
-    others = [t for t in traces if t.name != but.name and t.source == but.source]
+    """An attacker's world: whole blocks of other traces of the same source, at most `FOREIGN`."""
     found = [
         trace.tokens[at : at + block]
-        for trace in others
+        for trace in traces
+        if trace.name != but.name and trace.source == but.source
         for at in range(0, len(trace.tokens) - block + 1, block)
     ]
-    vectors = embed([text for t in others for text in _whole(t, block)])
-    return World(block, vocabulary(), found, vectors)
-
-
-def _whole(trace: Trace, block: int) -> list[str]:
-    return block_texts(trace.tokens[: len(trace.tokens) // block * block], block)
+    rng = np.random.default_rng(list(but.name.encode()))
+    found = [found[i] for i in rng.permutation(len(found))[:FOREIGN]]
+    return World(block, vocabulary(), found, embed(["".join(tokens) for tokens in found]))
 
 
 def subject(
-    trace: Trace, attack: str, ir: float, seed: int, setting: World, embed: Embedder
+    trace: Trace,
+    attack: str,
+    ir: float,
+    seed: int,
+    setting: World,
+    embed: Embedder,
+    place: Place = "end",
 ) -> Subject:
     """One inflated trace to audit."""
     answer_D = embed.whole(trace.answer)
-    return Subject(pad(attack, hidden(trace), ir, setting, seed, answer_D=answer_D), answer_D, seed)
+    made = pad(attack, hidden(trace, ir), ir, setting, seed, place=place, answer_D=answer_D)
+    return Subject(made, answer_D, seed)
 
 
 def honest(traces: Sequence[Trace], embed: Embedder, first: int, block: int) -> list[Subject]:
-    """Honest traces, `REPEATS` audits each."""
+    """Honest traces, `REPEATS` audits each, in the order of the traces."""
     empty = World(block)
     return [
         subject(trace, "naive_count", 0.0, first + REPEATS * number + repeat, empty, embed)
@@ -79,33 +89,34 @@ def inflated(
     first: int,
     block: int,
 ) -> list[Subject]:
-    """Every trace under every attack, at a rate drawn for each."""
+    """Every trace under every attack, at a rate and a place drawn for each."""
     rng = np.random.default_rng(first)
     found = []
     for number, trace in enumerate(traces):
         setting = world(traces, block, embed, trace)
         for at, attack in enumerate(attacks):
             seed = first + 100 * number + at
-            ir = float(rng.choice(rates))
-            found.append(subject(trace, attack, ir, seed, setting, embed))
+            ir, place = float(rng.choice(rates)), PLACES[int(rng.integers(len(PLACES)))]
+            found.append(subject(trace, attack, ir, seed, setting, embed, place))
     return found
 
 
-def halves(traces: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
-    """Every other trace of each source, and the rest."""
-    parts: tuple[list[Trace], list[Trace]] = ([], [])
+def parted(traces: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
+    """Every third trace of each source, and the rest."""
+    third: list[Trace] = []
+    rest: list[Trace] = []
     for source in SOURCES:
         own = [trace for trace in traces if trace.source == source]
-        for number in (0, 1):
-            parts[number].extend(own[number::2])
-    return parts
+        for number, trace in enumerate(own):
+            (rest if number % 3 else third).append(trace)
+    return third, rest
 
 
 def calibrate(heads: Heads, traces: Sequence[Trace], embed: Embedder, config: TrainConfig) -> Heads:
     """Heads with thresholds, verifiers and bounds from held-out traces."""
     coin = CoIn(block=config.block)
     bare = Verifier("rule")
-    teach, fit = halves(traces)
+    teach, fit = parted(traces)
     seen = look(coin, honest(fit, embed, 10_000, config.block), embed)
     heads = replace(heads, thresholds=_thresholds(seen, heads, bare))
     design = look(coin, inflated(fit, DESIGN, DESIGN_RATES, embed, 20_000, config.block), embed)
@@ -117,11 +128,14 @@ def calibrate(heads: Heads, traces: Sequence[Trace], embed: Embedder, config: Tr
     flags = [False] * len(good) + [True] * len(wrong)
     for kind in LEARNED:
         made[kind] = replace(train_verifier(kind, scores, flags, config), prior=made["rule"].prior)
+    # One audit a trace: several of one trace are alike, and would promise too much.
+    once = seen[::REPEATS]
+    every = [design[len(DESIGN) * at + at % len(DESIGN)] for at in range(len(fit))]
     for name, verifier in made.items():
         made[name] = replace(
             verifier,
-            honest=tuple(max(path(each, heads, verifier)) for each in seen),
-            padded=tuple(min(path(each, heads, verifier)) for each in design),
+            honest=Track.of([path(each, heads, verifier) for each in once], 1, coin.b_1),
+            padded=Track.of([path(each, heads, verifier) for each in every], -1, coin.b_1),
         )
     return replace(heads, verifiers=made)
 

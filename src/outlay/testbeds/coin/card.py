@@ -25,8 +25,8 @@ each), two learned verifiers (DeepSets, RNN) and a rule, for `outlay audit`.
 {minutes:.1f} CPU minutes. Text: worked solutions of single templates of reasoning-gym's
 gsm_symbolic, and documentation pages of Python, numpy, scipy and scikit-learn (the body as the
 hidden part, the lead paragraphs as the answer: a proxy for long traces). Templates and pages are
-split: {train} traces per source train the heads; of {held} others per source, half train the
-verifiers, half set thresholds and bounds.
+split: {train} traces per source train the heads; of {held} others per source, a third trains the
+verifiers, and two thirds set thresholds and bounds.
 
 ## Measured on the calibration traces
 

@@ -10,14 +10,14 @@ import numpy as np
 from outlay.audit.embedding import Embedder
 from outlay.audit.heads import Head, Heads, cosine
 from outlay.stats import auc
-from outlay.testbeds.coin.calibrate import calibrate, detectable, halves
+from outlay.testbeds.coin.calibrate import calibrate, detectable, parted
 from outlay.testbeds.coin.traces import SOURCES, Split, Trace, traces
 from outlay.testbeds.coin.train import Pairs, TrainConfig, pairs, train_head
 
 
-def both(split: Split, n: int) -> list[Trace]:
+def both(split: Split, n: int, block: int = 32, seed: int = 0) -> list[Trace]:
     """`n` traces of every source, sources in turn."""
-    columns = [traces(source, split, n) for source in SOURCES]
+    columns = [traces(source, split, n, seed, block) for source in SOURCES]
     return [trace for row in zip(*columns, strict=True) for trace in row]
 
 
@@ -26,13 +26,13 @@ def make(
 ) -> Heads:
     """Train heads on `train` traces per source and calibrate on `held` others."""
     say("embedding the training traces")
-    token_pairs, answer_pairs = pairs(both("train", train), embed, config)
-    say(f"training on {len(token_pairs.labels_N)} pairs")
+    token_pairs, answer_pairs = pairs(both("train", train, config.block), embed, config)
+    say(f"training on {len(token_pairs.labels_N)} and {len(answer_pairs.labels_N)} pairs")
     heads = Heads(train_head(token_pairs, config), train_head(answer_pairs, config))
     say("calibrating")
-    others = both("calibrate", held)
+    others = both("calibrate", held, config.block)
     heads = calibrate(heads, others, embed, config)
-    measured = pairs(others, embed, replace(config, seed=config.seed + 1))
+    measured = pairs(others, embed, replace(config, seed=config.seed + 1, noise=0))
     about = {
         "block": config.block,
         "config": asdict(config),
@@ -43,7 +43,7 @@ def make(
                 ("tokens", "answer"), (heads.tokens, heads.answer), measured, strict=True
             )
         },
-        "detectable": detectable(heads, halves(others)[1], embed, config.block),
+        "detectable": detectable(heads, parted(others)[1], embed, config.block),
     }
     return replace(heads, about=about)
 

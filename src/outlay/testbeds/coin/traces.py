@@ -6,11 +6,14 @@ documentation that comes with Python and its packages, the body as the hidden pa
 paragraphs as the answer: a proxy for long traces. A template or a page belongs to one split, by a
 hash of its name.
 
-Tokens are those of SmolLM2's tokenizer. Text is reduced to ASCII, so that every token has a text.
+Lengths are spread evenly on a log scale, so that an inflated trace can be as long as an honest one:
+a verifier must not learn that long is false. Tokens are those of SmolLM2's tokenizer. Text is
+reduced to ASCII, so that every token has a text.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from dataclasses import dataclass
@@ -23,7 +26,9 @@ Source = Literal["solutions", "pages"]
 Split = Literal["train", "calibrate", "test"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 LEAD = 300  # characters of a page's lead, at least
-MOST, LEAST = 480, 320  # tokens of a trace
+BLOCKS = 20, 80  # of a trace, least and most, in blocks of 32 tokens
+LONG = 2560, 6144  # tokens of a trace for larger blocks
+_DRAW = "coin-2"  # of the splits; another name is another draw
 PACKAGES = ("numpy", "scipy", "sklearn")
 _ASCII = {0xD7: "x", 0x2022: "-", 0xF7: "/", 0x2212: "-", 0x2013: "-", 0x2019: "'"}
 
@@ -75,13 +80,18 @@ def pieces(text: str) -> tuple[str, ...]:
 
 
 def split_of(name: str) -> Split:
-    """Half of the names train, two tenths calibrate, three tenths test."""
-    tenth = zlib.crc32(name.encode()) % 10
-    return "train" if tenth < 5 else "calibrate" if tenth < 7 else "test"
+    """Four tenths of the names train, three calibrate, three test."""
+    tenth = zlib.crc32(f"{_DRAW}/{name}".encode()) % 10
+    return "train" if tenth < 4 else "calibrate" if tenth < 7 else "test"
 
 
-def traces(source: Source, split: Split, n: int, seed: int = 0) -> list[Trace]:
-    """The first `n` traces of a source and split.
+def lengths(block: int) -> tuple[int, int]:
+    """Fewest and most tokens of a trace that is cut into blocks of this size."""
+    return (32 * BLOCKS[0], 32 * BLOCKS[1]) if block <= 64 else LONG
+
+
+def traces(source: Source, split: Split, n: int, seed: int = 0, block: int = 32) -> list[Trace]:
+    """The first `n` traces of a source and split, of the lengths that suit a block size.
 
     Raises:
         InputError: if there are not so many.
@@ -90,13 +100,14 @@ def traces(source: Source, split: Split, n: int, seed: int = 0) -> list[Trace]:
         raise InputError(f"n={n}; at least one trace")
     if source not in SOURCES:
         raise InputError(f"source={source!r}; choose {', '.join(SOURCES)}")
-    found = _solutions(split, n, seed) if source == "solutions" else _pages(split, n, seed)
+    make = _solutions if source == "solutions" else _pages
+    found = make(split, n, seed, lengths(block))
     if len(found) < n:
         raise InputError(f"{n} traces of {source}/{split}; there are only {len(found)}")
     return found
 
 
-def _solutions(split: Split, n: int, seed: int) -> list[Trace]:
+def _solutions(split: Split, n: int, seed: int, span: tuple[int, int]) -> list[Trace]:
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import (
         GSMSymbolicDataset,
         GSMSymbolicDatasetConfig,
@@ -109,25 +120,27 @@ def _solutions(split: Split, n: int, seed: int) -> list[Trace]:
     found: list[Trace] = []
     while len(found) < n:
         template = templates[len(found) % len(templates)]
+        length = _length(rng, span)
         solved: list[tuple[str, str]] = []
         tokens: tuple[str, ...] = ()
-        while len(tokens) < MOST:
-            made = world.generators[template](random.Random(rng.random()), 1.0)
-            solved.append((made["question"], made["metadata"]["answer_cot"]))
+        while len(tokens) < length:
+            for _ in range(1 + (length - len(tokens)) // 160):
+                made = world.generators[template](random.Random(rng.random()), 1.0)
+                solved.append((made["question"], made["metadata"]["answer_cot"]))
             tokens = pieces("\n\n".join(solution for _, solution in solved))
         prompt = solved[0][0]
         last = "\n".join(solution.strip().splitlines()[-1] for _, solution in solved)
         name = f"solutions/{split}/{len(found)}"
-        cut = MOST - rng.randrange(MOST - LEAST)
-        found.append(Trace(name, "solutions", tokens[:cut], f"{prompt}\n{last}", prompt))
+        found.append(Trace(name, "solutions", tokens[:length], f"{prompt}\n{last}", prompt))
     return found
 
 
-def _pages(split: Split, n: int, seed: int) -> list[Trace]:
+def _pages(split: Split, n: int, seed: int, span: tuple[int, int]) -> list[Trace]:
     from outlay.testbeds.text import documents
 
     pages = [d for d in documents(PACKAGES) if d.kind == "english" and split_of(d.name) == split]
-    random.Random(f"{seed}:{split}:pages").shuffle(pages)
+    rng = random.Random(f"{seed}:{split}:pages")
+    rng.shuffle(pages)
     found: list[Trace] = []
     for page in pages:
         if len(found) == n:
@@ -136,7 +149,13 @@ def _pages(split: Split, n: int, seed: int) -> list[Trace]:
         while len(lead) < LEAD and body:  # a title: what follows belongs to the lead
             more, _, body = body.partition("\n\n")
             lead = f"{lead}\n{more}"
-        tokens = pieces(body[: 8 * MOST])[:MOST]
-        if len(tokens) >= LEAST and lead.strip():
+        if len(body) < 2 * span[0]:
+            continue
+        tokens = pieces(body[: 8 * span[1]])[: _length(rng, span)]
+        if len(tokens) >= span[0] and lead.strip():
             found.append(Trace(page.name, "pages", tokens, lead[:1500], page.name))
     return found
+
+
+def _length(rng: random.Random, span: tuple[int, int]) -> int:
+    return round(math.exp(rng.uniform(math.log(span[0]), math.log(span[1]))))

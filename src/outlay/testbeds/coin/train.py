@@ -18,7 +18,7 @@ from outlay.audit.embedding import Embedder
 from outlay.audit.fingerprints import Vectors, block_texts
 from outlay.audit.heads import Head
 from outlay.audit.verifiers import Kind, Verifier
-from outlay.testbeds.coin.traces import Trace
+from outlay.testbeds.coin.traces import Trace, vocabulary
 
 TOO_ALIKE = 0.9  # a foreign block closer than this to an own one is no negative
 NEAREST = 40  # a hard negative is one of so many nearest foreign blocks
@@ -35,6 +35,7 @@ class TrainConfig:
         lr: of the heads' maps; the paper's 2e-5 is for a whole encoder.
         batch: pairs per step.
         gamma, alpha: of the focal loss.
+        noise: one block of random tokens against the answer for so many own blocks; 0 for none.
         verifier_steps: full-batch steps of the verifiers.
     """
 
@@ -45,6 +46,7 @@ class TrainConfig:
     batch: int = 128
     gamma: float = 2.0
     alpha: float = 0.25
+    noise: int = 4
     verifier_steps: int = 400
 
 
@@ -75,7 +77,7 @@ def focal(
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs to match: N rows, half of them matching."""
+    """Pairs to match: N rows, half of them matching, or a little less with noise."""
 
     left_ND: Vectors
     right_ND: Vectors
@@ -86,33 +88,41 @@ def pairs(traces: Sequence[Trace], embed: Embedder, config: TrainConfig) -> tupl
     """Training pairs of both heads, as (Tokens-to-Block, Block-to-Answer).
 
     Negatives are half easy (anything foreign) and half hard (one of the nearest foreign blocks of
-    the same source, unless it is so alike that it may be of the same template).
+    the same source, unless it is so alike that it may be of the same template). For the answer
+    there are also blocks of random tokens: no natural text teaches that these do not belong.
     """
     rng = np.random.default_rng(config.seed)
     texts = [block_texts(trace.tokens, config.block) for trace in traces]
     owner = np.repeat(np.arange(len(traces)), [len(each) for each in texts])
     source = np.array([trace.source for trace in traces])[owner]
     blocks_BD = embed([text for each in texts for text in each])
-    answers_TD = np.stack([embed.whole(trace.answer) for trace in traces])
-    alike_BB = blocks_BD @ blocks_BD.T
-    foreign_BB = (owner[:, None] != owner[None, :]) & (alike_BB < TOO_ALIKE)
-    hard_BB = np.where(foreign_BB & (source[:, None] == source[None, :]), alike_BB, -2.0)
-    place = 0
     rows: list[tuple[Vectors, Vectors, float]] = []
     answer_rows: list[tuple[Vectors, Vectors, float]] = []
     for number, trace in enumerate(traces):
-        for at in range(0, len(trace.tokens), config.block):
-            own = trace.tokens[at : at + config.block]
-            easy = int(rng.choice(np.flatnonzero(foreign_BB[place])))
-            near = np.argsort(-hard_BB[place])[:NEAREST]
+        answer_D = embed.whole(trace.answer)
+        own = np.flatnonzero(owner == number)
+        alike_KB = blocks_BD[own] @ blocks_BD.T
+        foreign_KB = (owner != number)[None] & (alike_KB < TOO_ALIKE)
+        hard_KB = np.where(foreign_KB & (source == trace.source)[None], alike_KB, -2.0)
+        for at, place in enumerate(own):
+            tokens = trace.tokens[at * config.block : (at + 1) * config.block]
+            easy = int(rng.choice(np.flatnonzero(foreign_KB[at])))
+            near = np.argpartition(-hard_KB[at], NEAREST)[:NEAREST]
             for other in (easy, int(rng.choice(near))):
-                drawn = rng.choice(len(own), size=min(len(own), int(rng.integers(1, 6))))
-                mean_D = embed([own[i] for i in drawn]).mean(axis=0)
+                drawn = rng.choice(len(tokens), size=min(len(tokens), int(rng.integers(1, 6))))
+                mean_D = embed([tokens[i] for i in drawn]).mean(axis=0)
                 rows.append((mean_D, blocks_BD[place], 1.0))
                 rows.append((mean_D, blocks_BD[other], 0.0))
-                answer_rows.append((blocks_BD[place], answers_TD[number], 1.0))
-                answer_rows.append((blocks_BD[other], answers_TD[number], 0.0))
-            place += 1
+                answer_rows.append((blocks_BD[place], answer_D, 1.0))
+                answer_rows.append((blocks_BD[other], answer_D, 0.0))
+    if config.noise:
+        words = vocabulary()
+        for number, trace in enumerate(traces):
+            count = max(1, int(np.sum(owner == number)) // config.noise)
+            drawn = rng.integers(len(words), size=(count, config.block))
+            vectors = embed(["".join(words[i] for i in row) for row in drawn])
+            answer_D = embed.whole(trace.answer)
+            answer_rows += [(vector_D, answer_D, 0.0) for vector_D in vectors]
     return _stack(rows), _stack(answer_rows)
 
 

@@ -1,0 +1,226 @@
+"""Budget-aware RL: time of a training step against TRL's plain GRPO with the same rollouts.
+
+Both sides sample, score and learn on ChainArith-RL from the same policy with the same settings. A
+block of steps is timed in turns (ours, TRL, ours, ...), each from a new trainer with the same seed,
+building not counted. Where a method lets the policy sample what TRL's would (the plain method, the
+curriculum, Ada-GRPO) rollouts are equal at the first step and drift apart as rewards do; seconds
+are therefore also given per sampled token. HBPO forces prefixes, so its rollouts are its own.
+Target: at most 5 % more seconds than TRL. AnytimeReasoner samples more and trains on more; what
+that costs is stated in tokens and in seconds, without a target.
+
+    python benchmarks/rl.py [--steps 6] [--turns 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from common import Row, warn_if_busy, write
+from outlay.rl.ada_grpo import AdaGRPO
+from outlay.rl.anytime import AnytimeBRPO
+from outlay.rl.base import Method, Plain
+from outlay.rl.curriculum import CurriculumGRPO
+from outlay.rl.hbpo import HBPO
+from outlay.rl.presets import cpu_preset
+from outlay.rl.running_core import make_trainer, prepared, quiet
+from outlay.rl.running_tasks import ChainTask
+from outlay.testbeds.chainarith_rl import BUDGET_TAGS, correct, load
+
+TARGET = 1.05
+QUESTIONS, GROUP = 16, 8
+TASK = ChainTask(train=512)
+# With a tiny learning rate policies stay alike, so that both sides sample alike.
+RATE = 1e-9
+
+
+@dataclass(frozen=True)
+class Block:
+    """Seconds and sampled tokens of some steps."""
+
+    cpu: float
+    wall: float
+    tokens: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--steps", type=int, default=6, help="of a block")
+    parser.add_argument("--turns", type=int, default=5, help="blocks of each side")
+    chosen = parser.parse_args()
+    warn_if_busy()
+    torch.set_num_threads(1)
+    steps = chosen.steps
+    methods: dict[str, Method] = {
+        "plain": Plain(),
+        "curriculum": CurriculumGRPO(
+            b0=60,
+            b_final=28,
+            total_steps=None,
+            n_decays=1,
+            fmt="verifier",
+            budget_in_prompt=False,
+            save_per_stage=False,
+            hard_cap_factor=None,
+        ),
+        "hbpo": HBPO(budgets=(16, 32, 64, 96), n=GROUP, l_max=128, prefix_template=BUDGET_TAGS),
+        "ada_grpo": AdaGRPO(kl=0.0),
+    }
+    rows: list[Row] = []
+    with quiet():
+        for name, method in methods.items():
+            rows += _against(name, method, steps, chosen.turns)
+        rows += _anytime(steps, chosen.turns)
+    write("rl", rows)
+
+
+def _settings(method: Method, steps: int) -> dict[str, Any]:
+    return {
+        "max_steps": steps,
+        "num_generations": GROUP,
+        "per_device_train_batch_size": QUESTIONS * GROUP,
+        "learning_rate": RATE,
+        "max_completion_length": TASK.longest,
+        "seed": 0,
+        "logging_steps": 1,
+    }
+
+
+def _ours(method: Method, steps: int) -> Block:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(method, TASK, folder, _settings(method, steps), cpu=True)
+        return _timed(trainer, lambda: sum(e.generated for e in trainer.tokens))
+
+
+def _theirs(method: Method, steps: int) -> Block:
+    """TRL's trainer with the same loss settings, 0/1 rewards, and no method."""
+    model, tokenizer = load()
+    loss = {
+        name: value
+        for name, value in prepared(method, tokenizer).config_defaults().items()
+        if name not in ("num_generations", "max_completion_length")
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {**cpu_preset(), **loss, **_settings(method, steps)}
+        trainer = GRPOTrainer(
+            model,
+            reward_funcs=correct,
+            args=GRPOConfig(output_dir=folder, **settings),
+            train_dataset=TASK.train_rows(),
+            processing_class=tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        lengths: list[int] = []
+        scored = trainer._calculate_rewards
+
+        def counting(*given: Any) -> Any:
+            lengths.append(sum(map(len, given[3])))
+            return scored(*given)
+
+        trainer._calculate_rewards = counting
+        return _timed(trainer, lambda: sum(lengths))
+
+
+def _timed(trainer: Any, tokens: Callable[[], int]) -> Block:
+    cpu, wall = time.process_time(), time.perf_counter()
+    trainer.train()
+    return Block(time.process_time() - cpu, time.perf_counter() - wall, tokens())
+
+
+def _turns(method: Method, steps: int, turns: int) -> tuple[list[Block], list[Block]]:
+    """Blocks of ours and theirs, in turns, after one warm-up each."""
+    _ours(method, steps)
+    _theirs(method, steps)
+    ours, theirs = [], []
+    for _ in range(turns):
+        ours.append(_ours(method, steps))
+        theirs.append(_theirs(method, steps))
+    return ours, theirs
+
+
+def _row(case: str, unit: str, ours: list[float], theirs: list[float], note: str) -> Row:
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    return Row(
+        case,
+        unit,
+        statistics.median(ours),
+        statistics.median(theirs),
+        f"trl {metadata.version('trl')} GRPOTrainer",
+        statistics.median(ratios),
+        (min(ratios), max(ratios)),
+        note,
+    )
+
+
+def _against(name: str, method: Method, steps: int, turns: int) -> list[Row]:
+    ours, theirs = _turns(method, steps, turns)
+    overhead = statistics.median(a.cpu / b.cpu for a, b in zip(ours, theirs, strict=True)) - 1
+    same = "the same rollouts" if ours[0].tokens == theirs[0].tokens else "rollouts of its own"
+    shape = f"{QUESTIONS}x{GROUP} rollouts"
+    note = (
+        f"target: at most {100 * (TARGET - 1):.0f} % more; measured {100 * overhead:+.1f} %; "
+        f"{shape}, {same} ({ours[0].tokens} and {theirs[0].tokens} tokens in {steps} steps)"
+    )
+    rows = [
+        _row(
+            f"{name}: a step, CPU time",
+            "seconds",
+            [block.cpu / steps for block in ours],
+            [block.cpu / steps for block in theirs],
+            note,
+        )
+    ]
+    if same != "the same rollouts":
+        rows.append(
+            _row(
+                f"{name}: a thousand sampled tokens, CPU time",
+                "seconds",
+                [1000 * block.cpu / block.tokens for block in ours],
+                [1000 * block.cpu / block.tokens for block in theirs],
+                "sampling, scoring and learning, by what was sampled",
+            )
+        )
+    return rows
+
+
+def _anytime(steps: int, turns: int) -> list[Row]:
+    method = AnytimeBRPO(
+        budgets=(16, 32, 64, 104),
+        n_traces=GROUP,
+        n_summaries=2,
+        max_summary_tokens=4,
+        forced="..\n</think>",
+        heading="<answer>",
+    )
+    ours, theirs = _turns(method, steps, turns)
+    note = f"4 budgets, 2 answers each; {QUESTIONS}x{GROUP} rollouts; no target"
+    return [
+        _row(
+            "anytime: a step, CPU time",
+            "seconds",
+            [block.cpu / steps for block in ours],
+            [block.cpu / steps for block in theirs],
+            note,
+        ),
+        _row(
+            "anytime: sampled tokens of a step",
+            "tokens",
+            [block.tokens / steps for block in ours],
+            [block.tokens / steps for block in theirs],
+            "thinking and answers at all budgets, against TRL's whole completions",
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main()
