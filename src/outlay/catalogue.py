@@ -420,6 +420,15 @@ METHODS: tuple[Entry, ...] = (
         proof=True,
     ),
     Entry(
+        "anytime-brpo",
+        f"{_RL}.anytime.method:AnytimeBRPO",
+        "rl",
+        "AnytimeReasoner, BRPO",
+        "reward every truncation of the thinking, with budget-relative baselines",
+        "2505.13438",
+        proof=True,
+    ),
+    Entry(
         "ada-grpo",
         f"{_RL}.ada_grpo:AdaGRPO",
         "rl",

@@ -22,7 +22,7 @@ from outlay.proofs.anytime_brpo_runs import (
     run_all,
 )
 from outlay.rl.anytime.cuts import branches
-from outlay.rl.anytime.method import Outcome
+from outlay.rl.anytime.outcomes import Outcome
 from outlay.rl.base import Judgement
 from outlay.rl.grid import CellResult, EvalCell
 

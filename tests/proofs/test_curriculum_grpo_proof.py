@@ -39,9 +39,9 @@ from outlay.proofs.curriculum_grpo_runs import (
     binned,
     cells,
     methods,
-    stored,
     table_of,
 )
+from outlay.proofs.rl_figure import stored
 from outlay.rl.curriculum import CurriculumGRPO
 from outlay.rl.grid import Cell
 from outlay.rl.grid_results import CellResult, EvalCell

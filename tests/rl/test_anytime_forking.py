@@ -14,7 +14,7 @@ from outlay.errors import BudgetError, CapabilityError, InputError
 from outlay.rl.anytime import AnytimeBRPO, AnytimeReasoner
 from outlay.rl.anytime.forking import Record, Spent, fork, recorded
 from outlay.rl.anytime.measure import curve, explore, variance
-from outlay.rl.anytime.method import Fork
+from outlay.rl.anytime.outcomes import Fork
 from outlay.rl.verifiers import ChainArithVerifier
 from outlay.testbeds.chainarith_rl import dataset, load
 from tiny_models import tiny_network

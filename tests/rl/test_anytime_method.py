@@ -13,7 +13,7 @@ import torch
 
 from outlay.errors import BudgetError, CapabilityError, InputError
 from outlay.rl.anytime import AnytimeBRPO
-from outlay.rl.anytime.method import KEY, Outcome
+from outlay.rl.anytime.outcomes import KEY, Outcome
 from outlay.rl.base import Context, Judgement, Row, Verifier
 from outlay.rl.verifiers import ChainArithVerifier
 from outlay.testbeds.chainarith_rl import build_tokenizer

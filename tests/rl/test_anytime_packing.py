@@ -16,7 +16,7 @@ from outlay.errors import CapabilityError
 from outlay.rl import make_config
 from outlay.rl.anytime import AnytimeBRPO, AnytimeTrainer
 from outlay.rl.anytime.cuts import branches
-from outlay.rl.anytime.method import Outcome
+from outlay.rl.anytime.outcomes import Outcome
 from outlay.rl.anytime.packing import Line, rows, tree, tree_mask, tree_positions
 from outlay.rl.anytime.trainer import additive, check_attention, takes_masks
 from outlay.rl.base import Judgement, Row

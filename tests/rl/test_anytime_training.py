@@ -15,7 +15,7 @@ from outlay.errors import BudgetError, InputError
 from outlay.rl import BudgetGRPOTrainer, Plain, make_config
 from outlay.rl.anytime import AnytimeBRPO, AnytimeTrainer
 from outlay.rl.anytime.forking import Record
-from outlay.rl.anytime.method import KEY
+from outlay.rl.anytime.outcomes import KEY
 from outlay.rl.base import Row
 from outlay.rl.verifiers import ChainArithVerifier
 from outlay.testbeds.chainarith_rl import dataset, load

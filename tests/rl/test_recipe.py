@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +139,14 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         read(written(tmp_path / "big.toml", "#" * 1_000_001))
     with pytest.raises(InputError, match="no example"):
         example("nothing")
+
+
+def test_reading_recipes_and_stored_cells_needs_no_torch() -> None:
+    code = (
+        "import sys, outlay.rl.grid, outlay.rl.grid_compare, outlay.rl.running, outlay.cli.train\n"
+        "assert not {'torch', 'transformers', 'trl', 'datasets'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # -- grids ----------------------------------------------------------------------------------------

@@ -19,7 +19,17 @@ import numpy as np
 from outlay.models import store
 from outlay.proofs import rl_figure
 from outlay.proofs.ada_grpo_consensus import consensus
-from outlay.proofs.ada_grpo_runs import ABLATIONS, ADA, LENGTH, MAIN, PLAIN, Runs, cells, scaled
+from outlay.proofs.ada_grpo_runs import (
+    ABLATIONS,
+    ADA,
+    EXTRAS,
+    LENGTH,
+    MAIN,
+    PLAIN,
+    Runs,
+    cells,
+    scaled,
+)
 from outlay.proofs.base import Check, Peer, Progress, ProofResult, Scale, silent
 from outlay.rl.grid import run as run_cells
 from outlay.rl.grid_compare import by_label, mean, points, versus
@@ -49,7 +59,9 @@ def run(
         return ProofResult("ada-grpo", scale, [seed], tiny(seed)).finish()
     seeds = [seed + one for one in SEEDS[scale]]
     home = folder or store.cache_dir() / "rl-grid"
+    extra = cells(EXTRAS, seeds[:1])
     wanted = cells(MAIN, seeds) + cells(ABLATIONS, seeds[:1])
+    wanted += extra if scale == "gpu" else rl_figure.stored(extra, home)
     runs = by_label(run_cells(wanted, home, progress))
     result = ProofResult("ada-grpo", scale, seeds, judged(runs))
     progress("consensus on the trained policy")
@@ -69,7 +81,7 @@ def judged(runs: Runs) -> list[Check]:
         *alive(runs),
         *by_need(runs),
         cheaper(runs),
-        *(beside(runs, name) for name in (PLAIN, LENGTH, *ABLATIONS) if name in runs),
+        *(beside(runs, name) for name in (PLAIN, LENGTH, *ABLATIONS, *EXTRAS) if name in runs),
     ]
 
 

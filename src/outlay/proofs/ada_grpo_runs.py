@@ -15,7 +15,8 @@ STEPS = 150  # written before the first run; as the other proofs, so that baseli
 ADA, PLAIN, LENGTH = "Ada-GRPO", "GRPO", "gated length"
 MAIN = (ADA, PLAIN, LENGTH)  # all seeds
 ENDLESS, ON_ADVANTAGE = "without decay", "scaled advantages"
-ABLATIONS = (ENDLESS, ON_ADVANTAGE)  # the first seed
+ABLATIONS = (ENDLESS,)  # the first seed
+EXTRAS = (ON_ADVANTAGE,)  # the first seed; at scale "gpu", or where it is stored already
 CHEAP = ("direct", "short", "code")
 FALLBACK = "long"
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from outlay.proofs.base import Progress, silent
 from outlay.rl.anytime import AnytimeBRPO
-from outlay.rl.anytime.method import Outcome
+from outlay.rl.anytime.outcomes import Outcome
 from outlay.rl.grid import Cell, CellResult, ChainTask, run
 from outlay.rl.verifiers import ChainArithVerifier
 from outlay.stats import FloatArray

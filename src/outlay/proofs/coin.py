@@ -46,14 +46,12 @@ from outlay.proofs.coin_runs import (
 )
 from outlay.stats import mean_interval
 from outlay.testbeds.coin.calibrate import PLACES, REPEATS
-from outlay.testbeds.coin.make import both
-from outlay.testbeds.coin.traces import SOURCES
+from outlay.testbeds.coin.make import mixed
 
+_CI = ("naive_count", "random_vocab", "duplicate_blocks")
 _LAPTOP = tuple(name for name in ATTACKS if name != "lm_filler")
 SIZES: Mapping[Scale, Size] = {
-    "ci": Size(
-        4, 3, 3, 300, 2000, (0.25, 1.0), ("naive_count", "random_vocab", "duplicate_blocks"), 0
-    ),
+    "ci": Size(3, 2, 2, 300, 1000, (1.0,), _CI, 0, sources=("solutions",)),
     "laptop": Size(40, 30, 25, 10_000, 100_000, (0.25, 0.5, 1.0, 3.0), _LAPTOP, 5),
     "gpu": Size(180, 180, 100, 10_000, 100_000, (0.25, 0.5, 1.0, 3.0), _LAPTOP, 40),
 }
@@ -80,8 +78,8 @@ def run(
     result.checks.append(checks.mutated(tried))
     embed = embed or Embedder()
     coin, heads = CoIn(block=checks.BLOCK, delta_fp=checks.DELTA), Heads.load(block=checks.BLOCK)
-    calm_traces = both("test", size.honest, checks.BLOCK)
-    traces = calm_traces[: len(SOURCES) * size.traces]
+    calm_traces = mixed("test", size.honest, checks.BLOCK, sources=size.sources)
+    traces = calm_traces[: len(size.sources) * size.traces]
     settings = worlds(traces, embed, checks.BLOCK)
     progress("honest traces")
     good = honestly(calm_traces, 1_000_000 + seed, embed, coin)
@@ -99,7 +97,7 @@ def run(
                 cells[attack, place] = audited(coin, views, heads)
     if size.filled:
         progress("a language model continues traces")
-        some = short(traces[: len(SOURCES) * size.filled])
+        some = short(traces[: len(size.sources) * size.filled])
         fillers = filling(settings[: len(some)], filler(some, FILLED, seed))
         seen["lm_filler", FILLED] = inflated(
             some, "lm_filler", FILLED, 4_000_000 + seed, fillers, embed, coin
@@ -124,7 +122,10 @@ def run(
     result.checks += checks.exposure(good, seen, coin)
     progress("baselines")
     calibration = honestly(
-        both("calibrate", size.held, checks.BLOCK), 5_000_000 + seed, embed, coin
+        mixed("calibrate", size.held, checks.BLOCK, sources=size.sources),
+        5_000_000 + seed,
+        embed,
+        coin,
     )
     compared = checks.compared(calibration, good, seen, Disclosed(heads, coin, embed))
     result.checks += checks.against(main, compared)
@@ -142,8 +143,8 @@ def run(
         "duplicates_without_dedup": {str(ir): plain[ir].dsr for ir in plain},
         "honest": {name: _row(cell) for name, cell in calm.items()},
         "honest_by_source": {
-            source: _row(Cell(_of(calm[coin.verifier], at), REPEATS))
-            for at, source in enumerate(SOURCES)
+            source: _row(Cell(_of(calm[coin.verifier], at, len(size.sources)), REPEATS))
+            for at, source in enumerate(size.sources)
         },
         "baselines": compared,
         "mutations": {kind: list(pair) for kind, pair in tried.items()},
@@ -154,9 +155,9 @@ def run(
     return result.finish()
 
 
-def _of(cell: Cell, source: int) -> list[Any]:
+def _of(cell: Cell, source: int, sources: int) -> list[Any]:
     """The audits of one source's traces: sources take turns."""
-    step = cell.repeats * len(SOURCES)
+    step = cell.repeats * sources
     return [
         each
         for at in range(source * cell.repeats, len(cell.outcomes), step)

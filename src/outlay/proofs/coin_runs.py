@@ -15,7 +15,7 @@ from outlay.audit.embedding import Embedder
 from outlay.audit.heads import Heads
 from outlay.audit.simulation import Outcome, Seen, decide, look
 from outlay.testbeds.coin.calibrate import REPEATS, hidden, honest, subject, world
-from outlay.testbeds.coin.traces import Trace, pieces
+from outlay.testbeds.coin.traces import SOURCES, Source, Trace, pieces
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Size:
         rates: of inflation.
         attacks: names.
         filled: traces per source that a language model continues; 0 for none.
+        sources: of traces.
     """
 
     honest: int
@@ -41,6 +42,7 @@ class Size:
     rates: tuple[float, ...]
     attacks: tuple[str, ...]
     filled: int
+    sources: tuple[Source, ...] = SOURCES
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,10 @@ from outlay.proofs.curriculum_grpo_runs import (
     Runs,
     cells,
     home,
-    stored,
     trained,
 )
 from outlay.proofs.curriculum_grpo_small import few_steps, tiny
+from outlay.proofs.rl_figure import stored
 
 
 @dataclass(frozen=True)

@@ -124,11 +124,6 @@ def trained(
     return found
 
 
-def stored(wanted: Sequence[Cell], folder: Path) -> list[Cell]:
-    """Those of the cells that the folder has."""
-    return [cell for cell in wanted if (folder / f"{cell.key}.json").is_file()]
-
-
 def table_of(method: CurriculumGRPO, steps: int) -> list[tuple[int, float]]:
     """Step and budget of each stage."""
     return [(int(row["step"]), row["budget"]) for row in method.schedule_table(steps)]

@@ -22,6 +22,7 @@ from outlay.proofs.base import Check, Peer, Progress, ProofResult, Scale, silent
 from outlay.proofs.hbpo_runs import (
     ABLATIONS,
     COSINE,
+    EXTRAS,
     GROUP,
     HARD,
     HIERARCHY,
@@ -62,7 +63,9 @@ def run(
         return ProofResult("hbpo", scale, [seed], tiny(seed)).finish()
     seeds = [seed + one for one in SEEDS[scale]]
     home = folder or store.cache_dir() / "rl-grid"
+    extra = cells(EXTRAS, seeds[:1])
     wanted = cells(MAIN, seeds) + cells(ABLATIONS, seeds[:1])
+    wanted += extra if scale == "gpu" else rl_figure.stored(extra, home)
     results = run_cells(wanted, home, progress)
     runs = by_label(results)
     result = ProofResult("hbpo", scale, seeds, judged(runs))
@@ -82,7 +85,7 @@ def judged(runs: Runs) -> list[Check]:
         *by_need(runs),
         hard(runs),
         *inner(runs),
-        *(beside(runs, name) for name in (ONE, COSINE, PLAIN, *ABLATIONS) if name in runs),
+        *(beside(runs, name) for name in (ONE, COSINE, PLAIN, *ABLATIONS, *EXTRAS) if name in runs),
     ]
 
 

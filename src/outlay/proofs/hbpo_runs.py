@@ -22,7 +22,8 @@ HIERARCHY, ONE, COSINE, PLAIN = "HBPO", "one budget", "cosine", "GRPO"
 MAIN = (HIERARCHY, ONE, COSINE, PLAIN)  # all seeds
 NO_INTRA, TWICE, SAFE = "without the inner term", "inner term twice", "inner term over f2"
 FLAT, SILENT, BY_QUESTION = "promises, flat pay", "budgets unsaid", "budgets by question"
-ABLATIONS = (NO_INTRA, TWICE, SAFE, FLAT, SILENT, BY_QUESTION)  # the first seed
+ABLATIONS = (NO_INTRA, TWICE, FLAT)  # the first seed
+EXTRAS = (SAFE, SILENT, BY_QUESTION)  # the first seed; at scale "gpu", or where they are stored
 
 Runs = Mapping[str, Sequence[CellResult]]
 

@@ -9,12 +9,18 @@ from typing import Any
 import numpy as np
 
 from outlay.figure import MARKERS, PALETTE
+from outlay.rl.grid import Cell
 from outlay.rl.grid_compare import mean
 from outlay.rl.grid_results import CellResult
 
 Runs = Mapping[str, Sequence[CellResult]]
 EVERY = 10  # steps between two values of a curve in the data
 _SMOOTH = 5  # steps of a drawn moving mean
+
+
+def stored(wanted: Sequence[Cell], folder: Path) -> list[Cell]:
+    """Those of the cells that the folder has."""
+    return [cell for cell in wanted if (folder / f"{cell.key}.json").is_file()]
 
 
 def averaged(results: Sequence[CellResult], name: str) -> list[float]:

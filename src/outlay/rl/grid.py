@@ -225,6 +225,8 @@ def run_cell(
 def _run_cell(cell: Cell, progress: Callable[[str], None], keep: Path | None) -> CellResult:
     from transformers import set_seed
 
+    from outlay.rl.manifest import METRICS
+
     set_seed(cell.seed)
     model, tokenizer = cell.task.load()
     curve: dict[str, list[float | None]] = {}
@@ -244,7 +246,7 @@ def _run_cell(cell: Cell, progress: Callable[[str], None], keep: Path | None) ->
                 ],
             )
             trainer.train()
-            curve = curve_of(Path(scratch) / "metrics.jsonl")
+            curve = curve_of(Path(scratch) / METRICS)
             tokens = spent(trainer.tokens)
             model = trainer.accelerator.unwrap_model(trainer.model)
     trained = time.perf_counter()

@@ -22,7 +22,6 @@ from outlay.rl.grid_baselines import SFT
 from outlay.rl.grid_compare import Versus, versus
 from outlay.rl.grid_names import described
 from outlay.rl.grid_results import CellResult, EvalCell, curve_of
-from outlay.rl.manifest import METRICS
 from outlay.rl.recipe import Recipe
 from outlay.rl.running_core import evaluated, make_trainer, one_thread, quiet, spent, stepping
 from outlay.rl.running_tasks import ChainTask, TrainingTask
@@ -118,6 +117,8 @@ def _train(
     from accelerate.utils import DistributedType  # type: ignore[import-untyped]
     from transformers import set_seed
     from transformers.trainer_utils import get_last_checkpoint
+
+    from outlay.rl.manifest import METRICS
 
     set_seed(recipe.seed)
     model, tokenizer = task.load()

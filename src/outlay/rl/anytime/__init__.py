@@ -6,6 +6,7 @@ thinking is cut at several budgets, a short answer is forced at each cut and ver
 of these rewards is maximised.
 
 - `method`: `AnytimeBRPO`, the method and its knobs.
+- `outcomes`: a thinking, its cuts and its answers, as data.
 - `cuts`, `advantages`: where thinking is cut, and what each part of it earns.
 - `templates`: the texts that end the thinking and ask for the answer.
 - `forking`: answers at several cuts of a thinking without a second pass over it.

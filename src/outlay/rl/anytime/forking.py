@@ -24,7 +24,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from outlay.errors import InputError
-from outlay.rl.anytime.method import Fork
+from outlay.rl.anytime.outcomes import Fork
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,7 +22,8 @@ from transformers import GenerationConfig
 from outlay.errors import BudgetError, InputError
 from outlay.rl.anytime.advantages import from_earlier, from_group, returns
 from outlay.rl.anytime.forking import Spent, fork, recorded
-from outlay.rl.anytime.method import AnytimeBRPO, Fork, ForkSampler, Outcome
+from outlay.rl.anytime.method import AnytimeBRPO
+from outlay.rl.anytime.outcomes import Fork, ForkSampler, Outcome
 from outlay.stats import draw_counts, percentiles
 
 if TYPE_CHECKING:

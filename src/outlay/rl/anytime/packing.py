@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from outlay.rl.anytime.method import KEY, TREES, Outcome
+from outlay.rl.anytime.outcomes import KEY, TREES, Outcome
 
 if TYPE_CHECKING:
     from torch import Tensor

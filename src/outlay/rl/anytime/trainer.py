@@ -26,7 +26,8 @@ from trl.models import unwrap_model_for_generation
 
 from outlay.errors import BudgetError, CapabilityError, InputError
 from outlay.rl.anytime.forking import Record, Spent, fork, recorded
-from outlay.rl.anytime.method import KEY, AnytimeBRPO, Fork, ForkSampler, Outcome
+from outlay.rl.anytime.method import AnytimeBRPO
+from outlay.rl.anytime.outcomes import KEY, Fork, ForkSampler, Outcome
 from outlay.rl.anytime.packing import TREE_KEYS, tree_mask, tree_positions
 from outlay.rl.base import Context, Row, Verifier
 from outlay.rl.planning import Plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -11,13 +11,15 @@ from outlay.audit.embedding import Embedder
 from outlay.audit.heads import Head, Heads, cosine
 from outlay.stats import auc
 from outlay.testbeds.coin.calibrate import calibrate, detectable, parted
-from outlay.testbeds.coin.traces import SOURCES, Split, Trace, traces
+from outlay.testbeds.coin.traces import SOURCES, Source, Split, Trace, traces
 from outlay.testbeds.coin.train import Pairs, TrainConfig, pairs, train_head
 
 
-def both(split: Split, n: int, block: int = 32, seed: int = 0) -> list[Trace]:
+def mixed(
+    split: Split, n: int, block: int = 32, seed: int = 0, sources: Sequence[Source] = SOURCES
+) -> list[Trace]:
     """`n` traces of every source, sources in turn."""
-    columns = [traces(source, split, n, seed, block) for source in SOURCES]
+    columns = [traces(source, split, n, seed, block) for source in sources]
     return [trace for row in zip(*columns, strict=True) for trace in row]
 
 
@@ -26,11 +28,11 @@ def make(
 ) -> Heads:
     """Train heads on `train` traces per source and calibrate on `held` others."""
     say("embedding the training traces")
-    token_pairs, answer_pairs = pairs(both("train", train, config.block), embed, config)
+    token_pairs, answer_pairs = pairs(mixed("train", train, config.block), embed, config)
     say(f"training on {len(token_pairs.labels_N)} and {len(answer_pairs.labels_N)} pairs")
     heads = Heads(train_head(token_pairs, config), train_head(answer_pairs, config))
     say("calibrating")
-    others = both("calibrate", held, config.block)
+    others = mixed("calibrate", held, config.block)
     heads = calibrate(heads, others, embed, config)
     measured = pairs(others, embed, replace(config, seed=config.seed + 1, noise=0))
     about = {
