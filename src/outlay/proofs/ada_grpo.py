@@ -23,11 +23,13 @@ from outlay.proofs.ada_grpo_runs import (
     ABLATIONS,
     ADA,
     EXTRAS,
+    FASTER,
     LENGTH,
     MAIN,
     PLAIN,
     Runs,
     cells,
+    faster,
     scaled,
 )
 from outlay.proofs.base import Check, Peer, Progress, ProofResult, Scale, silent
@@ -61,6 +63,7 @@ def run(
     home = folder or store.cache_dir() / "rl-grid"
     extra = cells(EXTRAS, seeds[:1])
     wanted = cells(MAIN, seeds) + cells(ABLATIONS, seeds[:1])
+    extra += faster(seeds)
     wanted += extra if scale == "gpu" else rl_figure.stored(extra, home)
     runs = by_label(run_cells(wanted, home, progress))
     result = ProofResult("ada-grpo", scale, seeds, judged(runs))
@@ -81,6 +84,7 @@ def judged(runs: Runs) -> list[Check]:
         *alive(runs),
         *by_need(runs),
         cheaper(runs),
+        *tried(runs),
         *(beside(runs, name) for name in (PLAIN, LENGTH, *ABLATIONS, *EXTRAS) if name in runs),
     ]
 
@@ -127,6 +131,32 @@ def alive(runs: Runs) -> list[Check]:
             None,
             ", ".join(kept),
         ),
+    ]
+
+
+def tried(runs: Runs) -> list[Check]:
+    """The same claims at another learning rate, where it was run: reported."""
+    ours, theirs = (runs.get(f"{name}, rate {FASTER:g}") for name in (ADA, PLAIN))
+    if not ours or not theirs:
+        return []
+    found = versus(ours, theirs)
+    mixed = [entropy(shares(one)) for one in (ours, theirs)]
+    styles = "; ".join(
+        ", ".join(f"{style} {share:.2f}" for style, share in shares(one).items())
+        for one in (ours, theirs)
+    )
+    return [
+        Check(
+            f"learning rate {FASTER:g}: fewer tokens than plain GRPO",
+            "",
+            1 - found.tokens.value,
+            None,
+            (1 - found.tokens.hi, 1 - found.tokens.lo),
+            f"accuracy {mean(ours).value:.3f} against {mean(theirs).value:.3f}, difference "
+            f"{found.accuracy.value:+.3f} [{found.accuracy.lo:+.3f}, {found.accuracy.hi:+.3f}]; "
+            f"entropy of formats at T=1 {mixed[0]:.2f} against {mixed[1]:.2f} ({styles}); "
+            f"{found.seeds} seeds; a change tried after the first runs",
+        )
     ]
 
 

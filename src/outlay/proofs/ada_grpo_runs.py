@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from outlay.rl.ada_grpo import AdaGRPO
@@ -17,6 +18,7 @@ MAIN = (ADA, PLAIN, LENGTH)  # all seeds
 ENDLESS, ON_ADVANTAGE = "without decay", "scaled advantages"
 ABLATIONS = (ENDLESS,)  # the first seed
 EXTRAS = (ON_ADVANTAGE,)  # the first seed; at scale "gpu", or where it is stored already
+FASTER = 1e-4  # the other learning rate that was tried, after the first runs had moved little
 CHEAP = ("direct", "short", "code")
 FALLBACK = "long"
 
@@ -61,4 +63,12 @@ def cells(
         )
         for name in names
         for seed in seeds
+    ]
+
+
+def faster(seeds: Sequence[int]) -> list[Cell]:
+    """Ada-GRPO and plain GRPO at five times the learning rate."""
+    return [
+        replace(cell, label=f"{cell.label}, rate {FASTER:g}", learning_rate=FASTER, keep=False)
+        for cell in cells((ADA, PLAIN), seeds)
     ]
