@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rank_runs import run_ranks
 
 SCRIPT = Path(__file__).with_name("rl_rank.py")
 
@@ -18,31 +15,7 @@ SCRIPT = Path(__file__).with_name("rl_rank.py")
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = []
-    for rank in range(2):
-        env = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, str(SCRIPT), str(folder)]
-        running.append(
-            subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        )
-    for process in running:
-        try:
-            output, _ = process.communicate(timeout=200)
-        finally:
-            process.kill()
-        assert process.returncode == 0, output.decode()[-3000:]
+    run_ranks(SCRIPT, folder)
     return [
         {**json.loads((folder / f"rank{rank}.json").read_text()), "folder": folder}
         for rank in range(2)

@@ -32,7 +32,8 @@ from outlay.proofs.ada_grpo_runs import (
     faster,
     scaled,
 )
-from outlay.proofs.base import Check, Peer, Progress, ProofResult, Scale, silent
+from outlay.proofs.base import Check, Progress, ProofResult, Scale, silent
+from outlay.proofs.rl_beside import beside, peer
 from outlay.rl.grid import run as run_cells
 from outlay.rl.grid_compare import by_label, mean, points, versus
 from outlay.rl.grid_results import CellResult
@@ -70,7 +71,7 @@ def run(
     progress("consensus on the trained policy")
     result.checks += consensus(runs[ADA][0])
     result.points = points([one for name in MAIN for one in runs[name]], seed=seed)
-    result.peer = _peer(runs)
+    result.peer = peer(runs, ADA, PLAIN)
     result.data = rl_figure.data_of(runs, ("tokens_mean", "acc", "zero_variance", "entropy"))
     result.draw = rl_figure.drawer(
         runs, MAIN, "tokens_mean", "sampled tokens a completion", "Lengths in training"
@@ -85,7 +86,11 @@ def judged(runs: Runs) -> list[Check]:
         *by_need(runs),
         cheaper(runs),
         *tried(runs),
-        *(beside(runs, name) for name in (PLAIN, LENGTH, *ABLATIONS, *EXTRAS) if name in runs),
+        *(
+            beside(runs, ADA, name, _mixed(runs, name))
+            for name in (PLAIN, LENGTH, *ABLATIONS, *EXTRAS)
+            if name in runs
+        ),
     ]
 
 
@@ -210,40 +215,10 @@ def cheaper(runs: Runs) -> Check:
     )
 
 
-def beside(runs: Runs, name: str) -> Check:
-    """Ada-GRPO against another method, without a target."""
-    greedy, sampled = versus(runs[ADA], runs[name]), versus(runs[ADA], runs[name], 1.0)
-    ours, theirs = mean(runs[ADA]), mean(runs[name])
-    mixed = ", ".join(f"{style} {share:.2f}" for style, share in shares(runs[name]).items())
-    return Check(
-        f"Ada-GRPO against {name}",
-        "",
-        greedy.accuracy.value,
-        None,
-        (greedy.accuracy.lo, greedy.accuracy.hi),
-        f"greedy accuracy {ours.value:.3f} against {theirs.value:.3f} (of shared seeds the "
-        f"difference), tokens x{greedy.tokens.value:.2f} [{greedy.tokens.lo:.2f}, "
-        f"{greedy.tokens.hi:.2f}]; T=1 {sampled.accuracy.value:+.3f} [{sampled.accuracy.lo:+.3f}, "
-        f"{sampled.accuracy.hi:+.3f}], tokens x{sampled.tokens.value:.2f}; formats of {name}: "
-        f"{mixed}; {greedy.seeds} seeds",
-    )
-
-
-def _peer(runs: Runs) -> Peer:
-    import trl
-
-    rates = [
-        1000 * mean(runs[name]).value / mean(runs[name], what="tokens").value
-        for name in (ADA, PLAIN)
-    ]
-    return Peer(
-        "GRPO (TRL)",
-        trl.__version__,
-        "right answers per 1000 tokens, greedy, nothing cut",
-        rates[0],
-        rates[1],
-        rates[0] / rates[1],
-    )
+def _mixed(runs: Runs, name: str) -> str:
+    """A method's formats, for a note."""
+    parts = ", ".join(f"{style} {share:.2f}" for style, share in shares(runs[name]).items())
+    return f"formats of {name}: {parts}; "
 
 
 def tiny(seed: int) -> list[Check]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from outlay.models import store
 from outlay.proofs import rl_figure
-from outlay.proofs.base import Check, Peer, Progress, ProofResult, Scale, silent
+from outlay.proofs.base import Check, Progress, ProofResult, Scale, silent
 from outlay.proofs.hbpo_runs import (
     ABLATIONS,
     COSINE,
@@ -36,8 +36,9 @@ from outlay.proofs.hbpo_runs import (
     cells,
     hierarchy,
 )
+from outlay.proofs.rl_beside import beside, peer
 from outlay.rl.grid import run as run_cells
-from outlay.rl.grid_compare import by_label, mean, points, versus
+from outlay.rl.grid_compare import by_label, points
 from outlay.rl.grid_results import CellResult
 from outlay.rl.running_tasks import ChainTask
 
@@ -70,7 +71,7 @@ def run(
     runs = by_label(results)
     result = ProofResult("hbpo", scale, seeds, judged(runs))
     result.points = points([one for name in MAIN for one in runs[name]], seed=seed)
-    result.peer = _peer(runs)
+    result.peer = peer(runs, HIERARCHY, PLAIN)
     result.data = rl_figure.data_of(runs, (SPREAD, "tokens_mean", "acc", "grad_norm", "entropy"))
     result.draw = rl_figure.drawer(
         runs, MAIN, SPREAD, "std of lengths within a group", "Spread of rollouts in training"
@@ -85,7 +86,11 @@ def judged(runs: Runs) -> list[Check]:
         *by_need(runs),
         hard(runs),
         *inner(runs),
-        *(beside(runs, name) for name in (ONE, COSINE, PLAIN, *ABLATIONS, *EXTRAS) if name in runs),
+        *(
+            beside(runs, HIERARCHY, name)
+            for name in (ONE, COSINE, PLAIN, *ABLATIONS, *EXTRAS)
+            if name in runs
+        ),
     ]
 
 
@@ -192,41 +197,6 @@ def inner(runs: Runs) -> list[Check]:
             "one seed; target: above 1",
         ),
     ]
-
-
-def beside(runs: Runs, name: str) -> Check:
-    """HBPO against another method, without a target."""
-    greedy = versus(runs[HIERARCHY], runs[name])
-    sampled = versus(runs[HIERARCHY], runs[name], 1.0)
-    ours, theirs = mean(runs[HIERARCHY]), mean(runs[name])
-    return Check(
-        f"HBPO against {name}",
-        "",
-        greedy.accuracy.value,
-        None,
-        (greedy.accuracy.lo, greedy.accuracy.hi),
-        f"greedy accuracy {ours.value:.3f} against {theirs.value:.3f} (of shared seeds the "
-        f"difference), tokens x{greedy.tokens.value:.2f} [{greedy.tokens.lo:.2f}, "
-        f"{greedy.tokens.hi:.2f}]; T=1 {sampled.accuracy.value:+.3f} [{sampled.accuracy.lo:+.3f}, "
-        f"{sampled.accuracy.hi:+.3f}], tokens x{sampled.tokens.value:.2f}; {greedy.seeds} seeds",
-    )
-
-
-def _peer(runs: Runs) -> Peer:
-    import trl
-
-    rates = [
-        1000 * mean(runs[name]).value / mean(runs[name], what="tokens").value
-        for name in (HIERARCHY, PLAIN)
-    ]
-    return Peer(
-        "GRPO (TRL)",
-        trl.__version__,
-        "right answers per 1000 tokens, greedy, nothing cut",
-        rates[0],
-        rates[1],
-        rates[0] / rates[1],
-    )
 
 
 def tiny(seed: int) -> list[Check]:
