@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
+from outlay.proofs.rl_beside import RATE
 from outlay.rl.ada_grpo import AdaGRPO
 from outlay.rl.base import Method
 from outlay.rl.grid import Cell
@@ -18,7 +18,6 @@ MAIN = (ADA, PLAIN, LENGTH)  # all seeds
 ENDLESS, ON_ADVANTAGE = "without decay", "scaled advantages"
 ABLATIONS = (ENDLESS,)  # the first seed
 EXTRAS = (ON_ADVANTAGE,)  # the first seed; at scale "gpu", or where it is stored already
-FASTER = 1e-4  # the other learning rate that was tried, after the first runs had moved little
 CHEAP = ("direct", "short", "code")
 FALLBACK = "long"
 
@@ -58,17 +57,10 @@ def cells(
             seed=seed,
             steps=steps,
             questions=questions,
+            learning_rate=RATE,
             task=task,
             keep=name in (ADA, PLAIN),
         )
         for name in names
         for seed in seeds
-    ]
-
-
-def faster(seeds: Sequence[int]) -> list[Cell]:
-    """Ada-GRPO and plain GRPO at five times the learning rate."""
-    return [
-        replace(cell, label=f"{cell.label}, rate {FASTER:g}", learning_rate=FASTER, keep=False)
-        for cell in cells((ADA, PLAIN), seeds)
     ]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from outlay.proofs.base import Progress, silent
+from outlay.proofs.rl_beside import RATE
 from outlay.rl.anytime import AnytimeBRPO
 from outlay.rl.anytime.outcomes import Outcome
 from outlay.rl.grid import Cell, CellResult, ChainTask, run
@@ -107,7 +108,7 @@ def cell(name: str, seed: int) -> Cell:
     if name == START:
         return Cell(START, None, task=TASK)
     method, steps = methods()[name]
-    return Cell(name, method, seed=seed, steps=steps, task=TASK)
+    return Cell(name, method, seed=seed, steps=steps, learning_rate=RATE, task=TASK)
 
 
 def run_all(

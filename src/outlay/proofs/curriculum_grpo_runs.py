@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from outlay.models import store
+from outlay.proofs.rl_beside import RATE
 from outlay.rl.base import Method, Plain
 from outlay.rl.curriculum import CurriculumGRPO
 from outlay.rl.grid import Cell, run
@@ -102,6 +103,7 @@ def cells(
             seed=seed,
             steps=steps or (MORE if name == "fixed, more steps" else STEPS),
             questions=questions,
+            learning_rate=RATE,
             task=task,
         )
         for name in names

@@ -36,7 +36,7 @@ from outlay.proofs.hbpo_runs import (
     cells,
     hierarchy,
 )
-from outlay.proofs.rl_beside import beside, peer
+from outlay.proofs.rl_beside import at_first_rate, beside, first, peer
 from outlay.rl.grid import run as run_cells
 from outlay.rl.grid_compare import by_label, points
 from outlay.rl.grid_results import CellResult
@@ -64,7 +64,7 @@ def run(
         return ProofResult("hbpo", scale, [seed], tiny(seed)).finish()
     seeds = [seed + one for one in SEEDS[scale]]
     home = folder or store.cache_dir() / "rl-grid"
-    extra = cells(EXTRAS, seeds[:1])
+    extra = cells(EXTRAS, seeds[:1]) + at_first_rate(cells(MAIN, seeds[:1]))
     wanted = cells(MAIN, seeds) + cells(ABLATIONS, seeds[:1])
     wanted += extra if scale == "gpu" else rl_figure.stored(extra, home)
     results = run_cells(wanted, home, progress)
@@ -91,7 +91,17 @@ def judged(runs: Runs) -> list[Check]:
             for name in (ONE, COSINE, PLAIN, *ABLATIONS, *EXTRAS)
             if name in runs
         ),
+        *(
+            beside(runs, first(HIERARCHY), first(name), _spreads(runs, name))
+            for name in (ONE, COSINE, PLAIN)
+            if first(name) in runs and first(HIERARCHY) in runs
+        ),
     ]
+
+
+def _spreads(runs: Runs, name: str) -> str:
+    ours, theirs = (np.mean(_tails(runs[first(one)], SPREAD)) for one in (HIERARCHY, name))
+    return f"spread of rollouts {ours:.1f} against {theirs:.1f}; "
 
 
 def _tails(results: Sequence[CellResult], name: str) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from outlay.proofs.rl_beside import RATE
 from outlay.rl.base import Method, Plain
 from outlay.rl.grid import Cell
 from outlay.rl.grid_results import CellResult
@@ -73,6 +74,7 @@ def cells(
             steps=steps,
             questions=questions,
             group=GROUP,
+            learning_rate=RATE,
             task=task,
         )
         for name in names
