@@ -10,7 +10,16 @@ from outlay import registry
 from outlay.budget import Budget
 from outlay.errors import CapabilityError, InputError
 from outlay.files import TextFile, read_text
-from outlay.models.base import Account, Generation, Message, Model, Prompt, SamplingParams, Scorer
+from outlay.models.base import (
+    Account,
+    Generation,
+    Message,
+    Model,
+    Prompt,
+    SamplingParams,
+    Scorer,
+    Sees,
+)
 from outlay.prompt.base import Compressed
 from outlay.stack import Stack
 
@@ -25,6 +34,8 @@ def ask(
     stack: Stack | str = "full",
     budget: Budget | None = None,
     context_budget: int | None = None,
+    images: Sequence[Any] = (),
+    vision_budget: int | None = None,
     sampling: SamplingParams | None = None,
     raw: bool = False,
     on_text: Callable[[str], None] | None = None,
@@ -39,6 +50,9 @@ def ask(
         budget: what may be spent; None is 256 generated tokens.
         context_budget: tokens of the context after the stack's prompt method; None takes the
             budget's stage "prompt".
+        images: (H, W, 3) arrays of bytes to ask about; the model must see.
+        vision_budget: visual tokens of each image, the mean over the decoder's layers, for the
+            stack's vision method; None leaves it to the method's own knobs.
         sampling: temperature and so on; None is greedy, and 0.8 for a stack that reasons.
         raw: continue the text as it is, without a chat template.
         on_text: called with each piece of the answer as it is produced (plain decoding and cache
@@ -49,11 +63,16 @@ def ask(
 
     Raises:
         InputError: for a context budget without a method that shortens.
+        CapabilityError: for images and a model that sees none, or the other way round.
         BudgetError: if the budget leaves no room for an answer.
     """
     target = _model(model)
     chosen = _stack(stack, target)
     budget = budget or Budget(tokens=256)
+    if images or chosen.vision is not None or vision_budget is not None:
+        return _seen(chosen, target, question, images, budget, vision_budget, sampling, on_text)
+    if not isinstance(target, Model):
+        raise CapabilityError(f"{model} answers questions about images; give some (--image)")
     prompt_budget: Budget | None
     if context_budget is not None:
         if chosen.prompt is None:
@@ -100,6 +119,43 @@ def ask(
         generation = chunk.generation
     assert generation is not None
     return generation
+
+
+def _seen(
+    stack: Stack,
+    target: Any,
+    question: str,
+    images: Sequence[Any],
+    budget: Budget,
+    vision_budget: int | None,
+    sampling: SamplingParams | None,
+    on_text: Callable[[str], None] | None,
+) -> Generation:
+    if not images:
+        raise InputError(f"{stack.label()} drops visual tokens, and there is no image; give some")
+    if not isinstance(target, Sees):
+        raise CapabilityError(
+            f"{getattr(target, 'name', target)} sees no images; choose a vision-language model "
+            "(a folder with a processor, or seer)"
+        )
+    slots = (stack.prompt, stack.decode, stack.cache, stack.reason)
+    if others := [type(slot).__name__ for slot in slots if slot is not None]:
+        raise CapabilityError(f"{', '.join(others)} cannot be combined with images yet; drop it")
+    seen = Budget() if vision_budget is None else Budget(tokens=vision_budget, counts="vision")
+    stack.budgets(seen)
+    pruner = stack.pruner(seen, target.visual_tokens(images[0]), target.decoder_layers)
+    account = Account.open(budget, method=stack.label())
+    limit = budget.stage("answer") or 1024
+    found = target.see(
+        images,
+        question,
+        sampling or SamplingParams(max_tokens=limit),
+        pruner=pruner,
+        account=account,
+    )
+    if on_text is not None:
+        on_text(found.text)
+    return found
 
 
 def compress(

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 from outlay.errors import BudgetError
 
-Counts = Literal["generated", "think", "prompt", "all"]
+Counts = Literal["generated", "think", "prompt", "vision", "all"]
 Remainder = Literal["largest", "priority"]
 
 
@@ -102,8 +102,9 @@ class Budget:
         tokens: token limit, or None for no token limit.
         counts: which tokens the limit counts. "generated": every token sampled for the call,
             drafts, verifiers and discarded branches included. "think": sampled tokens of the
-            stage "think". "prompt": the size of the prompt that a compressor returns. "all":
-            prompt tokens (new and cached), generated and forced.
+            stage "think". "prompt": the size of the prompt that a compressor returns. "vision":
+            visual tokens of an image, the mean over the decoder's layers. "all": prompt tokens
+            (new and cached), generated and forced.
         stages: a split of `tokens` over named stages; the parts never sum to more.
         usd: money limit in US dollars.
         flops: limit in floating point operations.

@@ -57,6 +57,7 @@ class Entry:
 _P = "outlay.prompt"
 _REASON = "outlay.reason"
 _RL = "outlay.rl"
+_VISION = "outlay.vision"
 METHODS: tuple[Entry, ...] = (
     Entry(
         "longcodezip",
@@ -340,6 +341,65 @@ METHODS: tuple[Entry, ...] = (
         "keep old rows at even distances",
     ),
     Entry(
+        "random-visual",
+        f"{_VISION}.baselines:RandomTokens",
+        "vision",
+        "Random tokens",
+        "keep visual tokens at random",
+    ),
+    Entry(
+        "uniform-visual",
+        f"{_VISION}.baselines:UniformTokens",
+        "vision",
+        "Uniform tokens",
+        "keep visual tokens on an even grid",
+    ),
+    Entry(
+        "pooled-visual",
+        f"{_VISION}.baselines:PooledTokens",
+        "vision",
+        "Pooling",
+        "average square fields of an image's features",
+    ),
+    Entry(
+        "merged-visual",
+        f"{_VISION}.baselines:MergedTokens",
+        "vision",
+        "Token merging",
+        "merge the features that are most alike, as ToMe does, before the decoder",
+        "2210.09461",
+    ),
+    Entry(
+        "class-top",
+        f"{_VISION}.baselines:ClassTopTokens",
+        "vision",
+        "Class-token ranking",
+        "keep the patches that the tower's class token looks at most",
+    ),
+    Entry(
+        "fastv",
+        f"{_VISION}.in_decoder:FastV",
+        "vision",
+        "FastV",
+        "drop once inside the decoder, by the last token's attention",
+        "2403.06764",
+    ),
+    Entry(
+        "pyramid-drop",
+        f"{_VISION}.in_decoder:PyramidDrop",
+        "vision",
+        "PyramidDrop",
+        "drop a share of what is left at each quarter of the decoder's depth",
+        "2410.17247",
+    ),
+    Entry(
+        "blind",
+        f"{_VISION}.baselines:NoTokens",
+        "vision",
+        "Blind",
+        "keep no visual token: what the question alone gives away",
+    ),
+    Entry(
         "kv-prediction",
         "outlay.cache.kv_prediction.method:KVPrediction",
         "cache",
@@ -473,6 +533,13 @@ VERIFIERS: tuple[Entry, ...] = (
 )
 
 TASKS: tuple[Entry, ...] = (
+    Entry(
+        "seer",
+        "outlay.evals.seer:SeerScenes",
+        "evals",
+        "Seer scenes",
+        "questions about drawn scenes of coloured digits and garments, for the model seer",
+    ),
     Entry(
         "code-completion",
         "outlay.evals.code:CodeCompletion",

@@ -38,11 +38,11 @@ class Plan(BaseModel):
             runs once, without a budget, as a reference.
         budgets: token limits; none runs every method once, limited by `max_tokens` alone.
         model: see `outlay.models.load`.
-        axis: cost axis of tables and pictures, see `outlay.records.Axis`; None takes "prompt" where
-            budgets count that, else "generated+forced". Cache methods move "kv_bytes", decoders
+        axis: cost axis of tables and pictures, see `outlay.records.Axis`; None takes "vision" for
+            tasks with images, "prompt" where budgets count that, else "generated+forced". Cache methods move "kv_bytes", decoders
             "seconds", predicted caches "ttft".
-        counts: what the budgets count; None takes "prompt" if any method compresses, else
-            "generated".
+        counts: what the budgets count; None takes "vision" for tasks with images, "prompt" if any
+            method compresses, else "generated".
         n: examples.
         seed: of the examples and of sampling.
         seeds: sampling repetitions per example.
@@ -325,7 +325,7 @@ class _Job:
             given["verifier"] = registry.create("verifiers", item.verifier, given=judge)
         stacks = {spec: Stack.parse(spec, given=given) for spec in item.methods}
         compresses = any(stack.prompt is not None for stack in stacks.values())
-        self.counts: Counts = item.counts or ("prompt" if compresses else "generated")
+        self.counts: Counts = item.counts or self._counted(compresses)
         problems = self.task.sample(item.seed, item.n)
         self.cells: list[Cell] = []
         for problem in problems:  # by example, so that a run cut short has complete examples
@@ -336,6 +336,12 @@ class _Job:
                         self._plan(stack, spec, budget, problem)
             if NOTHING in stacks:
                 self._plan(stacks[NOTHING], NOTHING, Budget(), problem)
+
+    def _counted(self, compresses: bool) -> Counts:
+        """What budgets count where the plan does not say it."""
+        if self.task.kind == "vision":
+            return "vision"
+        return "prompt" if compresses else "generated"
 
     @staticmethod
     def _scorer(item: Plan, load: Callable[[str], Model]) -> Scorer:
@@ -366,7 +372,8 @@ class _Job:
 
     def view(self) -> View:
         """How the task is shown."""
-        axis = self.plan.axis or ("prompt" if self.counts == "prompt" else "generated+forced")
+        named: Axis = "prompt" if self.counts == "prompt" else "generated+forced"
+        axis = self.plan.axis or ("vision" if self.task.kind == "vision" else named)
         return View(self.task.metric, axis, self.task.higher_is_better, self.plan.about)
 
     def run(self, run: Run, progress: Progress) -> list[Failure]:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from outlay.evals.base import (
     continuations,
     pick,
 )
-from outlay.models.base import Account, Gauges, Message, Model, Prompt, SamplingParams, Scorer
+from outlay.models.base import Account, Gauges, Message, Model, Prompt, SamplingParams, Scorer, Sees
 from outlay.records import Record
 from outlay.stack import Stack
 
@@ -66,6 +67,23 @@ def run_example(
     Raises:
         OutlayError: whatever a method raises for this example.
     """
+    if task.kind == "vision":
+        return _look(
+            model,
+            stack,
+            task,
+            problem,
+            budget,
+            seed=seed,
+            sampling=sampling,
+            label=label,
+            task_name=task_name,
+        )
+    if not isinstance(model, Model):
+        raise CapabilityError(
+            f"{getattr(model, 'name', model)} answers questions about images; choose a task that "
+            "has some (seer), or another model"
+        )
     if stack.vision is not None:
         raise CapabilityError(
             f"{task.name} has no images; drop {type(stack.vision).__name__}, "
@@ -91,8 +109,7 @@ def run_example(
             texts["warnings"] = "\n".join(shorter.warnings)
     prompt = task.prompt(problem, context)
     texts["prompt"] = prompt
-    key = hashlib.blake2b(f"{seed}:{problem.id}".encode(), digest_size=4).digest()
-    sampling = replace(sampling, seed=int.from_bytes(key, "big"))
+    sampling = _seeded(sampling, seed, problem)
     gauges = Gauges()
     if task.kind == "episode":
         quality = _play(model, stack, task, problem, run_budget, sampling, account, texts)
@@ -125,6 +142,68 @@ def run_example(
         ttft=gauges.ttft,
         tbt=gauges.tbt,
     )
+    return Outcome(record, texts, _marks(task, problem, texts))
+
+
+def _seeded(sampling: SamplingParams, seed: int, problem: Problem) -> SamplingParams:
+    """Examples differ in their seed; methods do not."""
+    key = hashlib.blake2b(f"{seed}:{problem.id}".encode(), digest_size=4).digest()
+    return replace(sampling, seed=int.from_bytes(key, "big"))
+
+
+def _look(
+    model: Any,
+    stack: Stack,
+    task: Task,
+    problem: Problem,
+    budget: Budget,
+    *,
+    seed: int,
+    sampling: SamplingParams,
+    label: str | None,
+    task_name: str | None,
+) -> Outcome:
+    """One question about images."""
+    if not isinstance(model, Sees):
+        raise CapabilityError(
+            f"{task.name} shows images, and {getattr(model, 'name', model)} sees none; choose a "
+            "vision-language model (for instance --model seer)"
+        )
+    taken = {name: getattr(stack, name) for name in ("prompt", "decode", "cache", "reason")}
+    if others := [type(method).__name__ for method in taken.values() if method is not None]:
+        raise CapabilityError(
+            f"{', '.join(others)} cannot be combined with images yet; drop it from {stack.label()}"
+        )
+    _, run_budget = stack.budgets(budget)
+    method = label or stack.label()
+    account = Account.open(run_budget, method=method)
+    total = model.visual_tokens(problem.images[0])
+    pruner = stack.pruner(budget, total, model.decoder_layers)
+    question = task.prompt(problem, problem.context)
+    found = model.see(
+        problem.images,
+        question,
+        _seeded(sampling, seed, problem),
+        pruner=pruner,
+        account=account,
+    )
+    record = Record(
+        task=task_name or task.name,
+        example=problem.id,
+        method_stack=method,
+        budget=budget,
+        seed=seed,
+        quality=float(task.verify(problem, found.text)),
+        ledger=account.ledger,
+        kv_bytes=found.gauges.kv_bytes,
+        ttft=found.gauges.ttft,
+        tbt=found.gauges.tbt,
+    )
+    texts = {"question": question, "answer": found.text, "finish": found.finish_reason}
+    if isinstance(task, Explains):
+        texts.update(task.explain(problem, found.text))
+    if problem.answer:
+        texts["expected"] = problem.answer
     return Outcome(record, texts, _marks(task, problem, texts))
 
 

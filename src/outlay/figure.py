@@ -24,6 +24,7 @@ UNITS = {
     "generated+forced": "generated and forced tokens per example",
     "generated+forced+verifier": "generated, forced and verifier tokens per example",
     "prompt": "prompt tokens per example",
+    "vision": "visual tokens per example",
     "all": "tokens per example, all kinds and roles",
     "flops": "FLOPs per example",
     "seconds": "seconds per example",

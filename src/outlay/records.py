@@ -24,6 +24,7 @@ Axis = Literal[
     "generated+forced",
     "generated+forced+verifier",
     "prompt",
+    "vision",
     "all",
     "flops",
     "seconds",
@@ -171,6 +172,7 @@ def cost_of(ledger: Ledger, axis: Axis, price: Prices | None = None) -> float:
             "generated+forced+verifier": and every prompt token that verifiers read.
             "prompt": prompt tokens of the target model, new and cached (what a compressor
             shortens; its scorer's work shows under "all", "flops" and "seconds").
+            "vision": visual tokens, the mean over the decoder's layers.
             "all": every token of every role. "flops", "seconds": sums. "usd": needs `price`;
             forced tokens cost as prompt, retried ones as generated.
         price: one price list, or one per role.
@@ -192,6 +194,8 @@ def cost_of(ledger: Ledger, axis: Axis, price: Prices | None = None) -> float:
         return total.generated + total.forced + ledger.totals(role="verifier").prompt
     if axis == "prompt":
         return ledger.totals(role="target").prompt
+    if axis == "vision":
+        return ledger.totals(stage="vision").prompt
     return total.all if axis == "all" else float(getattr(total, axis))
 
 

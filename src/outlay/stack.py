@@ -107,6 +107,29 @@ class Stack:
             )
         return self.decode.over(self.cache)
 
+    def pruner(self, budget: Budget, total: int, layers: int) -> Any:
+        """The vision method under a budget: what to call with the model; None for none.
+
+        Args:
+            budget: one that counts visual tokens fixes how many; under any other the method's own
+                knobs do.
+            total: visual tokens of one image.
+            layers: of the decoder.
+
+        Raises:
+            CapabilityError: for a method that cannot take a number of tokens.
+        """
+        if self.vision is None or budget.counts != "vision" or budget.tokens is None:
+            return self.vision
+        from outlay.vision.base import Budgeted
+
+        if not isinstance(self.vision, Budgeted):
+            raise CapabilityError(
+                f"{registry.label(self.vision)} cannot be told a number of visual tokens; run it "
+                "without budgets, under its own knobs"
+            )
+        return self.vision.within(budget.tokens, total, layers)
+
     @property
     def temperature(self) -> float:
         """The usual sampling temperature: 0, and 0.8 for methods that draw several samples."""
@@ -115,12 +138,21 @@ class Stack:
     def budgets(self, budget: Budget) -> tuple[Budget | None, Budget]:
         """Split `budget` into the compressor's and the generation's.
 
-        A budget that counts prompt tokens is the compressor's; generation is then unlimited by it.
-        Any other budget is the generation's, and the compressor's part is its stage "prompt".
+        A budget that counts prompt tokens is the compressor's, one that counts visual tokens the
+        pruner's (see `pruner`); generation is then unlimited by it. Any other budget is the
+        generation's, and the compressor's part is its stage "prompt".
 
         Raises:
-            BudgetError: if the stack compresses and the budget does not say to what size.
+            BudgetError: if the stack compresses and the budget does not say to what size, or if a
+                budget of visual tokens meets a stack without a vision method.
         """
+        if budget.counts == "vision":
+            if self.vision is None:
+                raise BudgetError(
+                    f"{self.label()} has no vision method, and a budget of {budget.label()} needs "
+                    "one; add one, or use counts='generated'"
+                )
+            return None, Budget()
         if budget.counts == "prompt":
             return (budget if self.prompt is not None else None), Budget()
         if self.prompt is None:

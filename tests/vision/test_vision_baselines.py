@@ -12,18 +12,17 @@ from outlay.errors import CapabilityError, InputError
 from outlay.vision.base import Pruner
 from outlay.vision.baselines import (
     ClassTopTokens,
-    FastV,
     GivenTokens,
     MergedTokens,
     NoTokens,
     PooledTokens,
-    PyramidDrop,
     RandomTokens,
     UniformTokens,
     even,
     merge,
 )
 from outlay.vision.cls_attention import ClassToken, feature_layer, focus
+from outlay.vision.in_decoder import FastV, PyramidDrop
 
 AT_INPUT = (RandomTokens, UniformTokens, PooledTokens, MergedTokens, ClassTopTokens)
 
@@ -191,12 +190,25 @@ def test_rates_outside_their_range_are_refused(method, rate) -> None:
 
 
 @pytest.mark.parametrize("method", AT_INPUT)
-def test_rate_and_max_tokens_exclude_each_other(method) -> None:
-    for knobs in ({}, {"rate": 0.5, "max_tokens": 3}):
-        with pytest.raises(InputError, match="not both"):
-            method(**knobs)
+def test_a_number_of_tokens_takes_the_place_of_the_rate(model, method) -> None:
+    assert run(model, method(rate=1.0, max_tokens=4))[1].counts() == [[4, 4]] * 4
     with pytest.raises(InputError, match="max_tokens=0"):
         method(max_tokens=0)
+
+
+@pytest.mark.parametrize("method", [*AT_INPUT, FastV, PyramidDrop])
+@pytest.mark.parametrize("tokens", [9, 12, 16])
+def test_budgets_are_means_over_the_layers(model, method, tokens: int) -> None:
+    _, kept = run(model, method().within(tokens, 16, 4), 1)
+    mean = sum(layer[0] for layer in kept.counts()) / 4
+    wanted = 9 if method is PooledTokens and tokens == 12 else tokens
+    assert wanted - 1 <= mean <= wanted + 0.25
+
+
+@pytest.mark.parametrize("method", [FastV, PyramidDrop])
+def test_budgets_below_the_first_layers_are_refused(method) -> None:
+    with pytest.raises(InputError, match="prune at the input"):
+        method().within(1, 16, 4)
 
 
 def test_models_without_a_tower_are_refused() -> None:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from outlay.errors import InputError
 from outlay.vision import costs
-from outlay.vision.baselines import FastV, PyramidDrop, RandomTokens
+from outlay.vision.baselines import RandomTokens
 from outlay.vision.counts import (
     budgeted,
     check_schedule,
@@ -22,6 +22,7 @@ from outlay.vision.counts import (
     kept,
     staircase,
 )
+from outlay.vision.in_decoder import FastV, PyramidDrop
 
 
 def counted(model, method, **more) -> tuple[int, object]:
@@ -120,6 +121,9 @@ def test_budgets_below_the_cheapest_setting_are_refused() -> None:
 
 
 def test_a_budget_is_a_rate_or_a_number() -> None:
-    with pytest.raises(InputError, match="not both"):
-        budgeted(0.5, 3, 16)
-    assert budgeted(None, 30, 16) == 16
+    assert budgeted(0.5, None, 16) == 8
+    assert budgeted(0.5, 3, 16) == 3
+    assert budgeted(0.5, 30, 16) == 16
+    for number in (0, True, 1.5):
+        with pytest.raises(InputError, match="max_tokens"):
+            budgeted(0.5, number, 16)

@@ -34,11 +34,9 @@ def bill(ledger: Ledger) -> list[str]:
     return lines + [f"note: {note}" for note in ledger.notes()]
 
 
-def stack_spec(
-    prompt: str | None, decode: str | None, cache: str | None, reason: str | None
-) -> str:
+def stack_spec(*slots: str | None) -> str:
     """The stack that the slots' options name."""
-    return "+".join(part for part in (prompt, decode, cache, reason) if part) or "full"
+    return "+".join(part for part in slots if part) or "full"
 
 
 def register(app: typer.Typer) -> None:
@@ -57,6 +55,11 @@ def register(app: typer.Typer) -> None:
         ] = None,
         model: Annotated[str, typer.Option(help="A model's spec.")] = "embedded",
         prompt: Annotated[str | None, typer.Option(help="Method that shortens.")] = None,
+        image: Annotated[list[Path] | None, typer.Option(help="Images to ask about.")] = None,
+        vision: Annotated[str | None, typer.Option(help="Method that drops visual tokens.")] = None,
+        vision_budget: Annotated[
+            int | None, typer.Option(help="Visual tokens of an image, mean over layers.")
+        ] = None,
         decode: Annotated[str | None, typer.Option(help="Method that decodes.")] = None,
         cache: Annotated[str | None, typer.Option(help="Method that shrinks the cache.")] = None,
         reason: Annotated[str | None, typer.Option(help="Method that reasons.")] = None,
@@ -72,6 +75,7 @@ def register(app: typer.Typer) -> None:
             from outlay import api
             from outlay.files import read_text
             from outlay.models.base import SamplingParams
+            from outlay.models.images import read_image
 
             if prompt is not None and context_budget is None:
                 raise InputError(
@@ -79,6 +83,8 @@ def register(app: typer.Typer) -> None:
                 )
             if counts == "prompt":
                 raise InputError("--counts prompt limits no answer; use --context-budget for that")
+            if counts == "vision":
+                raise InputError("--counts vision limits no answer; use --vision-budget for that")
             warmth = temperature if temperature is not None else 0.8 if reason else 0.0
             limit = Budget(tokens=budget, counts=cast(Counts, counts))
             text = "\n\n".join(read_text(path).text for path in context or [])
@@ -86,9 +92,11 @@ def register(app: typer.Typer) -> None:
                 question,
                 context=text,
                 model=model,
-                stack=stack_spec(prompt, decode, cache, reason),
+                stack=stack_spec(prompt, vision, decode, cache, reason),
                 budget=limit,
                 context_budget=context_budget,
+                images=[read_image(path) for path in image or []],
+                vision_budget=vision_budget,
                 sampling=SamplingParams(max_tokens=budget, temperature=warmth, seed=seed),
                 raw=raw,
                 on_text=None if as_json else lambda piece: typer.echo(piece, nl=False),

@@ -1,11 +1,12 @@
 """Tasks: problems with a verifier and a metric, the room's one protocol.
 
-A task samples problems from a seed and judges answers. Four kinds exist. A *generation* task
+A task samples problems from a seed and judges answers. Five kinds exist. A *generation* task
 judges the text that a model produced. A *likelihood* task judges how well the model predicts a
 known target after the prompt (nats per token), for questions that a small model cannot answer
 verbatim. A *choice* task takes the option that the model finds most likely after the prompt
 (`continuations`, `pick`) and judges it like a generated answer. An *episode* task calls the model
-itself, many times (`Interactive.play`): an environment, a dialogue, a cascade.
+itself, many times (`Interactive.play`): an environment, a dialogue, a cascade. A *vision* task asks
+about a problem's images, and judges the answer like a generation task.
 
 A task may also say more about an answer (`Explains`) and mark what matters inside a text (`Marks`);
 reports and trace files show both.
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from outlay.decode.base import Decoder
     from outlay.models.base import Account, Model, SamplingParams
 
-Kind = Literal["generation", "likelihood", "choice", "episode"]
+Kind = Literal["generation", "likelihood", "choice", "episode", "vision"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Problem:
         answer: the reference answer; for a likelihood task, the target text.
         language: of the context ("python", ...), "" for prose.
         choices: options of a multiple-choice problem.
+        images: (H, W, 3) arrays of bytes, what a vision task shows.
         gold_span: characters (start, end) of `context` that hold what is needed, where known.
         meta: anything else a report may show (JSON-ready).
     """
@@ -49,6 +51,7 @@ class Problem:
     answer: str = ""
     language: str = ""
     choices: tuple[str, ...] = ()
+    images: tuple[Any, ...] = field(default=(), compare=False, repr=False)
     gold_span: tuple[int, int] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 

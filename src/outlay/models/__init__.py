@@ -16,7 +16,8 @@ def load(spec: str = "embedded", **options: Any) -> Model:
     Args:
         spec: "embedded" (SmolLM2-135M-Instruct), "reasoner" (the testbed that thinks;
             "reasoner/small" is its weaker sibling), "icl" (the testbed that learns in context),
-            "searcher" (the testbed that searches trees), a URL of an OpenAI-compatible server with
+            "searcher" (the testbed that searches trees), "seer" (the testbed that sees;
+            "seer/M", "seer/HR" see more), a URL of an OpenAI-compatible server with
             the model's name after "#" ("http://127.0.0.1:8000/v1#qwen"), or whatever transformers
             loads (a folder or an id). A suffix "@fast" or "@exact" chooses a local model's mode.
         options: further arguments of `LocalModel.load` or `EndpointModel`.
@@ -62,4 +63,24 @@ def load(spec: str = "embedded", **options: Any) -> Model:
         from outlay.testbeds.icl import checkpoint_path as icl_path
 
         return LocalModel.load(icl_path(), mode=cast(Any, mode), name=base, **options)
+    if base == "seer" or base.startswith("seer/"):
+        from outlay.testbeds.seer.sight import open_seer
+
+        return cast("Model", open_seer(base))
+    if _sees(base):
+        from outlay.models.sight import SightModel
+
+        return cast("Model", SightModel.load(base))
     return LocalModel.load(base, mode=cast(Any, mode), **options)
+
+
+def _sees(path: str) -> bool:
+    """Whether a folder holds a vision-language model."""
+    import json
+    from pathlib import Path
+
+    try:
+        config = json.loads((Path(path) / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "vision_config" in config

@@ -403,6 +403,41 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
+class Sees(Protocol):
+    """A model that answers questions about images."""
+
+    name: str
+    decoder_layers: int
+
+    def visual_tokens(self, image: Any) -> int:
+        """Visual tokens of one image before anything is dropped."""
+        ...
+
+    def see(
+        self,
+        images: Sequence[Any],
+        question: str,
+        sampling: SamplingParams,
+        *,
+        pruner: Any = None,
+        account: Account | None = None,
+    ) -> Generation:
+        """Answer a question about images.
+
+        Args:
+            images: (H, W, 3) arrays of bytes.
+            question: what is asked.
+            sampling: temperature and so on.
+            pruner: a vision method, called with the model underneath; None for none.
+            account: where tokens are booked: visual ones under the stage "vision".
+
+        Raises:
+            InputError: for images that the model does not take.
+        """
+        ...
+
+
+@runtime_checkable
 class Model(Protocol):
     """Anything that generates: local, embedded, or behind an endpoint."""
 

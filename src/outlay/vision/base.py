@@ -154,6 +154,7 @@ class Kept:
         sizes: of each image, its number of tokens.
         scores: of each image, scores of all its tokens, where the method has them.
         layers: of each decoder layer and row, its visual tokens: (n,) original numbers.
+        ranked: tokens of a row (all kinds) at each ranking between layers.
         prefills: counted since the context opened.
         seconds: spent on choosing and ranking since then, on the host's clock.
     """
@@ -164,6 +165,7 @@ class Kept:
     sizes: list[int] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
     layers: list[list[Tensor]] = field(default_factory=list)
+    ranked: list[int] = field(default_factory=list)
     prefills: int = 0
     seconds: float = 0.0
 
@@ -196,6 +198,24 @@ class Pruner(Protocol):
         ...
 
 
+@runtime_checkable
+class Budgeted(Protocol):
+    """A method that can be told how many visual tokens an image may have."""
+
+    def within(self, tokens: int, total: int, layers: int) -> Pruner:
+        """This method at a budget.
+
+        Args:
+            tokens: of one image, the mean over the decoder's layers.
+            total: of one image before anything is dropped.
+            layers: of the decoder.
+
+        Raises:
+            InputError: if the method cannot spend so little.
+        """
+        ...
+
+
 def top(scores_BN: Tensor, k: int) -> Tensor:
     """(B, k): indices of the k largest scores of each row, ascending; ties go to the first.
 
@@ -210,6 +230,7 @@ def top(scores_BN: Tensor, k: int) -> Tensor:
 
 
 __all__ = [
+    "Budgeted",
     "Choice",
     "Choose",
     "Kept",

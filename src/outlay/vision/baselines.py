@@ -1,7 +1,7 @@
 """What vision methods are measured against: simple choices of visual tokens.
 
-Before the decoder: at random, on an even grid, pooled, merged, by the class token, by a given
-ranking. Inside it: by attention, once (as FastV) or down a staircase (as PyramidDrop).
+All of them choose before the decoder: at random, on an even grid, pooled, merged, by the class
+token, by a given ranking, or nothing. `outlay.vision.in_decoder` has those that drop inside it.
 
 B rows, T prompt tokens, N visual tokens, K tokens of an image, D width, H heads.
 """
@@ -9,25 +9,24 @@ B rows, T prompt tokens, N visual tokens, K tokens of an image, D width, H heads
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from outlay.errors import InputError
-from outlay.vision.base import Choice, Kept, Ranking, Seen, top
+from outlay.vision.base import Choice, Kept, Seen, top
 from outlay.vision.cls_attention import ClassToken, warn_if_blind
-from outlay.vision.counts import budgeted, check_rate, half_up, staircase
+from outlay.vision.counts import budgeted, half_up
 from outlay.vision.dropper import Dropper
-from outlay.vision.parts import need_tower, parts
 
 MAX_SEED = 2**63 - 1
 
 
-def _check(rate: float | None, max_tokens: int | None) -> None:
+def _check(rate: float, max_tokens: int | None) -> None:
     budgeted(rate, max_tokens, 1)
 
 
@@ -52,7 +51,7 @@ class RandomTokens:
         seed: which tokens; an image's place in the batch decides, not its content.
     """
 
-    rate: float | None = None
+    rate: float = 0.25
     max_tokens: int | None = None
     seed: int = 0
 
@@ -60,6 +59,10 @@ class RandomTokens:
         _check(self.rate, self.max_tokens)
         if not 0 <= self.seed <= MAX_SEED:
             raise InputError(f"seed={self.seed}; need 0 <= seed <= {MAX_SEED}")
+
+    def within(self, tokens: int, total: int, layers: int) -> RandomTokens:
+        """See `outlay.vision.base.Budgeted`."""
+        return replace(self, max_tokens=tokens)
 
     @contextmanager
     def __call__(self, model: Any) -> Iterator[Kept]:
@@ -87,11 +90,15 @@ class UniformTokens:
         max_tokens: of each image, instead of a rate.
     """
 
-    rate: float | None = None
+    rate: float = 0.25
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         _check(self.rate, self.max_tokens)
+
+    def within(self, tokens: int, total: int, layers: int) -> UniformTokens:
+        """See `outlay.vision.base.Budgeted`."""
+        return replace(self, max_tokens=tokens)
 
     @contextmanager
     def __call__(self, model: Any) -> Iterator[Kept]:
@@ -127,11 +134,15 @@ class PooledTokens:
         max_tokens: of each image, instead of a rate; rounded down to a square grid.
     """
 
-    rate: float | None = None
+    rate: float = 0.25
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         _check(self.rate, self.max_tokens)
+
+    def within(self, tokens: int, total: int, layers: int) -> PooledTokens:
+        """See `outlay.vision.base.Budgeted`."""
+        return replace(self, max_tokens=tokens)
 
     @contextmanager
     def __call__(self, model: Any) -> Iterator[Kept]:
@@ -159,8 +170,7 @@ class PooledTokens:
 
     def _side(self, n: int) -> int:
         if self.max_tokens is not None:
-            return max(1, math.isqrt(budgeted(None, self.max_tokens, n)))
-        assert self.rate is not None
+            return max(1, math.isqrt(budgeted(self.rate, self.max_tokens, n)))
         return max(1, half_up(math.sqrt(self.rate * n)))
 
 
@@ -176,11 +186,15 @@ class MergedTokens:
         max_tokens: of each image, instead of a rate.
     """
 
-    rate: float | None = None
+    rate: float = 0.25
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         _check(self.rate, self.max_tokens)
+
+    def within(self, tokens: int, total: int, layers: int) -> MergedTokens:
+        """See `outlay.vision.base.Budgeted`."""
+        return replace(self, max_tokens=tokens)
 
     @contextmanager
     def __call__(self, model: Any) -> Iterator[Kept]:
@@ -229,12 +243,16 @@ class ClassTopTokens:
         layer: of the tower; None takes the one whose output is the visual feature.
     """
 
-    rate: float | None = None
+    rate: float = 0.25
     max_tokens: int | None = None
     layer: int | None = None
 
     def __post_init__(self) -> None:
         _check(self.rate, self.max_tokens)
+
+    def within(self, tokens: int, total: int, layers: int) -> ClassTopTokens:
+        """See `outlay.vision.base.Budgeted`."""
+        return replace(self, max_tokens=tokens)
 
     @contextmanager
     def __call__(self, model: Any) -> Iterator[Kept]:
@@ -275,11 +293,15 @@ class GivenTokens:
     """
 
     scores: Sequence[Any]
-    rate: float | None = None
+    rate: float = 0.25
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         _check(self.rate, self.max_tokens)
+
+    def within(self, tokens: int, total: int, layers: int) -> GivenTokens:
+        """See `outlay.vision.base.Budgeted`."""
+        return replace(self, max_tokens=tokens)
 
     @contextmanager
     def __call__(self, model: Any) -> Iterator[Kept]:
@@ -304,71 +326,6 @@ class GivenTokens:
 
         with Dropper(model, choose=choose) as kept:
             yield kept
-
-
-def last_row(seen: Ranking) -> Tensor:
-    """(B, N): attention that each visual token gets from the prompt's last token, mean of heads."""
-    last_B1 = _last_valid(seen.valid_BM)[:, None]
-    row_BM = seen.attention(last_B1)[:, :, 0].mean(1)
-    return row_BM.gather(1, seen.visual_BN)
-
-
-def _last_valid(valid_BM: Tensor) -> Tensor:
-    """(B,): place of the last token that is no padding."""
-    places = torch.arange(valid_BM.shape[1], device=valid_BM.device)
-    return torch.where(valid_BM, places, -1).max(1).values
-
-
-@dataclass(frozen=True)
-class FastV:
-    """Drop once inside the decoder, by the attention of the last prompt token (arXiv 2403.06764).
-
-    Args:
-        rate: share of visual tokens from `layer` on.
-        layer: before which tokens go; its predecessor's attention ranks.
-    """
-
-    rate: float = 0.5
-    layer: int = 2
-
-    def __post_init__(self) -> None:
-        check_rate(self.rate)
-        if self.layer < 1:
-            raise InputError(
-                f"layer={self.layer}; before layer 0 there is no attention to rank by, need >= 1"
-            )
-
-    def __call__(self, model: Any) -> Any:
-        """See `outlay.vision.base.Pruner`."""
-        need_tower(model, "FastV")
-        rates = staircase({self.layer: self.rate}, parts(model).num_layers)
-        return Dropper(model, rates=rates, score=last_row)
-
-
-@dataclass(frozen=True)
-class PyramidDrop:
-    """Drop a share at each quarter of the decoder's depth (arXiv 2410.17247, ranking by the last
-    token).
-
-    Args:
-        ratio: share that stays at each of the three steps, of what was there before.
-        drops: layer -> rate, relative to the original count, instead of the quarters.
-    """
-
-    ratio: float = 0.5
-    drops: Mapping[int, float] | None = field(default=None, hash=False)
-
-    def __post_init__(self) -> None:
-        check_rate(self.ratio, "ratio")
-
-    def __call__(self, model: Any) -> Any:
-        """See `outlay.vision.base.Pruner`."""
-        need_tower(model, "PyramidDrop")
-        layers = parts(model).num_layers
-        drops = self.drops
-        if drops is None:
-            drops = {max(1, q * layers // 4): self.ratio**q for q in (1, 2, 3)}
-        return Dropper(model, rates=staircase(drops, layers), score=last_row)
 
 
 @dataclass(frozen=True)

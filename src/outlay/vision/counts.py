@@ -32,18 +32,15 @@ def check_rate(rate: float, name: str = "rate") -> None:
         raise InputError(f"{name}={rate!r}; a keep rate is in (0, 1], and 1 keeps everything")
 
 
-def budgeted(rate: float | None, max_tokens: int | None, n: int) -> int:
-    """Tokens to keep of `n`, under a rate or an absolute limit.
+def budgeted(rate: float, max_tokens: int | None, n: int) -> int:
+    """Tokens to keep of `n`: under an absolute limit if there is one, else at a rate.
 
     Raises:
-        InputError: unless exactly one of both is given, in range.
+        InputError: for one out of range.
     """
-    if (rate is None) == (max_tokens is None):
-        raise InputError("give rate or max_tokens, not both and not neither")
-    if rate is not None:
-        check_rate(rate)
+    check_rate(rate)
+    if max_tokens is None:
         return kept(rate, n)
-    assert max_tokens is not None
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
         raise InputError(f"max_tokens={max_tokens!r}; need an int >= 1")
     return min(n, max_tokens)

@@ -189,6 +189,7 @@ class Dropper:
             keep_BT[picture.row, picture.at_K].nonzero()[:, 0] for picture in seen.pictures
         ]
         kept.scores = list(scores)
+        kept.ranked = []
         kept.layers = [self._rows.alive_rows() for _ in self.rates]
         kept.prefills += 1
 
@@ -249,6 +250,7 @@ class Dropper:
                 f"the score gave {tuple(scores_BN.shape)} values for {tuple(visual_BN.shape)} "
                 "visual tokens"
             )
+        self.kept.ranked.append(hidden_BMD.shape[1])
         best_Bn = top(scores_BN, counts[index])
         self._before = scores_BN.gather(1, best_Bn)
         hidden = rows.keep_visual(hidden_BMD, best_Bn)

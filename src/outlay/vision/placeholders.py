@@ -23,6 +23,7 @@ ENCODING = (
     "image_sizes",
     "vision_feature_layer",
     "vision_feature_select_strategy",
+    "batch_num_images",
 )
 """What `get_image_features` takes of a call."""
 

@@ -149,7 +149,8 @@ class Merging:
                 "ToMe here merges in classifiers and plain towers; merged tokens have no place in "
                 "a prompt"
             )
-        kind = getattr(self.tower.module.config, "_attn_implementation", "eager")
+        config = getattr(self.tower.module, "config", None)
+        kind = getattr(config, "_attn_implementation", "eager")
         if method.proportional and kind not in ("eager", "sdpa"):
             raise CapabilityError(
                 f"proportional attention needs a mask of numbers, which {kind} does not take; load "
@@ -228,13 +229,12 @@ class _Block(nn.Module):
         if merging.method.proportional and bool((merging.sizes_BN > 1).any()):
             bias_B11N = merging.sizes_BN.log()[:, None, None]
             bias_B11N = bias_B11N.expand(-1, -1, hidden_states.shape[1], -1)
-        seen, _ = attention(
-            hidden_states=before(hidden_states), attention_mask=bias_B11N, **kwargs
-        )
+        seen, _ = attention(hidden_states=before(hidden_states), attention_mask=bias_B11N, **kwargs)
         hidden = hidden_states + seen
         hidden = merging.step(self.index, hidden, self.reader.feature("key", "mean"))
         self.reader.forget()
-        out: Tensor = hidden + self.inner.mlp(after(hidden))
+        mlp: Any = self.inner.mlp
+        out: Tensor = hidden + mlp(after(hidden))
         return out
 
 
