@@ -33,7 +33,13 @@ DOCS = ROOT / "docs"
 RESULTS = ROOT / "results"
 PART = re.compile(r"(<!-- generated:(\S+) -->\n)(.*?)(<!-- /generated -->)", re.DOTALL)
 SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Example|Examples):\s*$")
-SLOTS = {"prompt": "--prompt", "decode": "--decode", "cache": "--cache", "reason": "--reason"}
+SLOTS = {
+    "prompt": "--prompt",
+    "vision": "--vision",
+    "decode": "--decode",
+    "cache": "--cache",
+    "reason": "--reason",
+}
 
 
 # -- Markdown -------------------------------------------------------------------------------------

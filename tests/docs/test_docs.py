@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.fashion import needs_fashion
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -22,7 +23,7 @@ PAGES = sorted(
     ]
 )
 BLOCK = re.compile(
-    r"(?:<!-- runnable(?P<needs>: model)? -->\n)?```python\n(?P<code>.*?)```\n"
+    r"(?:<!-- runnable(?P<needs>: model|: fashion)? -->\n)?```python\n(?P<code>.*?)```\n"
     r"(?:\n<!-- output -->\n```text\n(?P<output>.*?)```)?",
     re.DOTALL,
 )
@@ -43,7 +44,7 @@ class Example:
     line: int
     code: str
     runnable: bool
-    model: bool
+    needs: str
     output: str | None
 
     @property
@@ -61,7 +62,7 @@ def examples() -> list[Example]:
                 text.count("\n", 0, match.start("code")),
                 match["code"],
                 runnable=match[0].startswith("<!-- runnable"),
-                model=match["needs"] is not None,
+                needs=(match["needs"] or "").removeprefix(": "),
                 output=match["output"],
             )
             for match in BLOCK.finditer(text)
@@ -160,7 +161,7 @@ def _run(example: Example) -> str:
 
 
 @pytest.mark.parametrize(
-    "example", [e for e in EXAMPLES if e.runnable and not e.model], ids=lambda e: e.name
+    "example", [e for e in EXAMPLES if e.runnable and not e.needs], ids=lambda e: e.name
 )
 def test_examples_without_a_model_print_what_the_page_says(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -172,8 +173,19 @@ def test_examples_without_a_model_print_what_the_page_says(example, tmp_path, mo
 
 @pytest.mark.model
 @pytest.mark.xdist_group("model")
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.model], ids=lambda e: e.name)
+@pytest.mark.parametrize(
+    "example", [e for e in EXAMPLES if e.needs == "model"], ids=lambda e: e.name
+)
 def test_examples_with_a_model_run(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _run(example).strip()
+
+
+@needs_fashion
+@pytest.mark.parametrize(
+    "example", [e for e in EXAMPLES if e.needs == "fashion"], ids=lambda e: e.name
+)
+def test_examples_with_pictures_run(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert _run(example).strip()
 

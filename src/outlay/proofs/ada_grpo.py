@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from outlay.models import store
-from outlay.proofs import rl_figure
+from outlay.proofs import ada_grpo_real, rl_figure
 from outlay.proofs.ada_grpo_consensus import consensus
 from outlay.proofs.ada_grpo_runs import (
     ABLATIONS,
@@ -68,6 +68,8 @@ def run(
     result = ProofResult("ada-grpo", scale, seeds, judged(runs))
     progress("consensus on the trained policy")
     result.checks += consensus(runs[ADA][0])
+    progress("both stages on the chat model")
+    result.checks.append(ada_grpo_real.two_stages())
     result.points = points([one for name in MAIN for one in runs[name]], seed=seed)
     result.peer = peer(runs, ADA, PLAIN)
     result.data = rl_figure.data_of(runs, ("tokens_mean", "acc", "zero_variance", "entropy"))

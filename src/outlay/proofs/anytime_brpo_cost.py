@@ -6,12 +6,12 @@ tokens and seconds are stated.
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from dataclasses import replace
 from typing import Any
 
+from outlay.proofs import rl_real
 from outlay.proofs.anytime_brpo_runs import METHOD, OPS, methods
 from outlay.proofs.base import Check, Progress
 from outlay.rl.anytime import AnytimeBRPO, AnytimeTrainer
@@ -107,24 +107,17 @@ def cost(rollouts: int, progress: Progress) -> list[Check]:
 
 def real_model(progress: Progress) -> Check:
     """A few steps on SmolLM2-135M-Instruct, whose end tag has several tokens."""
-    import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from outlay.models import embedded
     from outlay.rl.verifiers import MathVerifier, Reading
 
-    progress("a few steps on SmolLM2")
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    folder, _ = embedded.fetch()
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    progress(f"a few steps on {rl_real.NAME}")
+    model, tokenizer = rl_real.policy()
     asked = []
-    for a in range(1, 9):
-        talk = [{"role": "user", "content": f"What is {a} + {a + 3}? Answer with a number."}]
+    for question, answer in rl_real.sums():
+        talk = [{"role": "user", "content": f"{question} Answer with a number."}]
         opened = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-        asked.append({"prompt": opened + "<think>\n", "answer": str(2 * a + 3)})
+        asked.append({"prompt": opened + "<think>\n", "answer": answer})
     method = AnytimeBRPO(
         budgets=(12, 24),
         prior="uniform",
@@ -134,12 +127,12 @@ def real_model(progress: Progress) -> Check:
         reward_fn=MathVerifier(Reading(tokenizer), workers=1),
         heading="\n\n**Final Answer**\nThe answer is",
     )
-    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    before = rl_real.weights(model)
     with tempfile.TemporaryDirectory() as runs:
         settings = {
-            "max_steps": STEPS,
+            "max_steps": rl_real.STEPS,
             "per_device_train_batch_size": 8,
-            "learning_rate": 1e-5,
+            "learning_rate": rl_real.LEARNING_RATE,
         }
         trainer = AnytimeTrainer(
             model,
@@ -154,19 +147,15 @@ def real_model(progress: Progress) -> Check:
     norms = [float(log["grad_norm"]) for log in logs]
     ratios = [float(log["anytime/kv_ratio"]) for log in logs]
     rewards = [float(log["reward"]) for log in logs]
-    moved = sum(
-        not torch.equal(before[name], value.detach())
-        for name, value in trainer.model.named_parameters()
-    )
-    alive = len(norms) == STEPS and all(math.isfinite(norm) for norm in norms) and max(norms) > 0
+    moved = rl_real.moved(before, trainer.model)
     return Check(
-        "SmolLM2-135M-Instruct trains for a few steps, its thinkings cut and answered",
+        f"{rl_real.NAME} trains for a few steps, its thinkings cut and answered",
         "1.5B and 7B reasoners train",
         f"{moved} of {len(before)} tensors moved",
-        alive and moved == len(before),
+        rl_real.alive(norms) and moved == len(before),
         None,
-        f"{STEPS} steps of 8 thinkings at budgets 12 and 24, trees; gradient norms "
-        f"{', '.join(f'{norm:.3g}' for norm in norms)}; objective "
-        f"{', '.join(f'{value:.2f}' for value in rewards)}; tokens computed for answers against "
-        f"reading every cut once anew: {ratios[-1]:.2f}; target: all tensors move, norms finite",
+        f"{rl_real.STEPS} steps of 8 thinkings at budgets 12 and 24, trees; gradient norms "
+        f"{rl_real.shown(norms)}; objective {rl_real.shown(rewards)}; tokens computed for answers "
+        f"against reading every cut once anew: {ratios[-1]:.2f}; target: all tensors move, norms "
+        "finite",
     )

@@ -48,7 +48,7 @@ from outlay.proofs.covipal_runs import (
 from outlay.stats import FloatArray
 from outlay.testbeds.seer.model import Seer
 from outlay.testbeds.seer.store import load
-from outlay.vision.base import Pruner
+from outlay.vision.base import Budgeted, Pruner
 from outlay.vision.baselines import NoTokens
 from outlay.vision.covipal.training import Recipe
 from outlay.vision.in_decoder import FastV, PyramidDrop
@@ -155,19 +155,21 @@ def _entered(
                 prompts = found.asked[kind]
                 if ratio in WIDE:
                     prompts = prompts.first(size.wide)
-                right = np.mean([answered(found, prompts, make) for make in kept], axis=0)
+                right = np.mean([answered(found.seer, prompts, make) for make in kept], axis=0)
                 table.setdefault(name, {}).setdefault(ratio, {})[kind] = right
     progress("answers with all tokens, and with none")
     for name, one, ratio in ((FULL, None, 1.0), (NOTHING, always(NoTokens()), 0.0)):
         prompts_of = {kind: found.asked[kind].first(size.wide) for kind in TYPES}
-        table[name] = {ratio: {kind: answered(found, p, one) for kind, p in prompts_of.items()}}
+        table[name] = {
+            ratio: {kind: answered(found.seer, p, one) for kind, p in prompts_of.items()}
+        }
     return table
 
 
 def _inside(found: World, size: Size, later: list[Modules], progress: Progress) -> Table:
     """Removal inside the decoder, at equal mean tokens a layer; those that cannot are left out."""
     table: Table = {}
-    pruners = {
+    pruners: dict[str, Budgeted] = {
         "CoViPAL before layer 1": later[0].one,
         "FastV-like, layer 1": FastV(layer=1),
         "FastV-like, layer 2": FastV(layer=2),
@@ -183,7 +185,7 @@ def _inside(found: World, size: Size, later: list[Modules], progress: Progress) 
             progress(f"{name} at {ratio:g}")
             for kind in TYPES:
                 prompts = found.asked[kind].first(size.wide)
-                right = answered(found, prompts, always(fitting))
+                right = answered(found.seer, prompts, always(fitting))
                 table.setdefault(name, {}).setdefault(ratio, {})[kind] = right
     return table
 
@@ -259,7 +261,7 @@ def _stages(table: Table) -> Check:
         np.mean([_pool(table, name, ratio, tuple(TYPES)) for ratio in NARROW], axis=0)
         for name in (OURS, FIRST)
     ]
-    gap = difference(*both)
+    gap = difference(both[0], both[1])
     shown = ", ".join(
         f"{_pool(table, OURS, r, tuple(TYPES)).mean():.3f}/"
         f"{_pool(table, FIRST, r, tuple(TYPES)).mean():.3f} at {r:g}"
@@ -284,10 +286,10 @@ def _guidance(
     shallow = always(at(trained["shallow"][0].one, ratio))
     deep = always(at(trained[OURS][0].one, ratio))
     answers = [
-        np.concatenate([answered(found, found.asked[kind], make) for kind in TYPES])
+        np.concatenate([answered(found.seer, found.asked[kind], make) for kind in TYPES])
         for make in (deep, shallow)
     ]
-    gap = difference(*answers)
+    gap = difference(answers[0], answers[1])
     return Check(
         f"guidance of layer {found.guide} beats that of layer 0, which is not deeper than l_p=0",
         "the guidance layer must be deeper than the pruning layer",
@@ -432,10 +434,12 @@ def _data(
             for right in (of[name][ratio][kind],)
         ]
 
-    weights = sum(w.numel() for w in trained[OURS][0].one.fitted.ppms[0].parameters())  # type: ignore[union-attr]
+    fitted = trained[OURS][0].one.fitted
     return {
         "visual_tokens": found.tokens,
-        "module_weights": weights,
+        "module_weights": 0
+        if fitted is None
+        else sum(weight.numel() for weight in fitted.ppms[0].parameters()),
         "model_weights": sum(w.numel() for w in found.seer.model.parameters()),
         "guidance_layer": found.guide,
         "oracles": {str(layer): value for layer, value in found.oracles.items()},

@@ -56,7 +56,7 @@ def changes(
         for ratio in ratios:
             right = [
                 np.concatenate(
-                    [answered(world, world.asked[k], always(at(one, ratio))) for k in TYPES]
+                    [answered(world.seer, world.asked[k], always(at(one, ratio))) for k in TYPES]
                 )
                 for one in (found, trained[0].one)
             ]

@@ -152,8 +152,26 @@ def world(seer: Seer, size: Size, ratio: float, seed: int, progress: Progress) -
     progress("held-out scenes")
     seen = drawn(seer, size.scenes, seed=seed + 2, split="test")
     features, cls_NK = _encoded(seer, seen)
-    asked = {name: _prompts(seer, seen, features, kinds, seed) for name, kinds in TYPES.items()}
+    asked = _all_types(seer, seen, features, seed)
     return World(seer, lessons.guided_by(guide), guide, oracles, held, asked, cls_NK)
+
+
+def prompts_of(seer: Seer, n: int, seed: int) -> dict[str, Prompts]:
+    """Questions of every type about n held-out scenes.
+
+    Args:
+        seer: of size S or M.
+        n: scenes.
+        seed: of the scenes.
+    """
+    seen = drawn(seer, n, seed=seed, split="test")
+    return _all_types(seer, seen, _encoded(seer, seen)[0], seed)
+
+
+def _all_types(
+    seer: Seer, seen: Scenes, features_NKC: torch.Tensor, seed: int
+) -> dict[str, Prompts]:
+    return {name: _prompts(seer, seen, features_NKC, kinds, seed) for name, kinds in TYPES.items()}
 
 
 @torch.no_grad()
@@ -192,16 +210,16 @@ Make = Callable[[Prompts, int], Pruner]
 
 
 @torch.no_grad()
-def answered(world: World, prompts: Prompts, make: Make | None) -> FloatArray:
+def answered(seer: Seer, prompts: Prompts, make: Make | None) -> FloatArray:
     """(N,) 1 where the answer is right.
 
     Args:
-        world: the seer.
+        seer: who answers.
         prompts: of one type.
         make: the pruner of each batch; None prunes nothing.
     """
     found = []
-    model = world.seer.model
+    model = seer.model
     for index, (inputs, gold) in enumerate(zip(prompts.inputs, prompts.gold, strict=True)):
         if make is None:
             logits = model(**inputs, use_cache=False, logits_to_keep=1).logits

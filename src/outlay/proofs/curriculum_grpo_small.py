@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from outlay.proofs import rl_real
 from outlay.proofs.base import Check
 from outlay.rl.base import Judgement, Verifier
 from outlay.rl.curriculum import CurriculumGRPO
@@ -31,7 +32,6 @@ TINY_MOVE = 0.9  # mean |l - B| / B at the end, at most this share of that after
 # The real model: stages of two steps and one.
 STEPS, GROUP = 3, 4
 B0, B_FINAL = 40, 20
-LEARNING_RATE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -148,20 +148,9 @@ def _by_hand(one: Judgement, budget: float) -> float:
 
 def few_steps() -> list[Check]:
     """Train the embedded chat model for `STEPS` steps."""
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from outlay.models import embedded
     from outlay.rl.verifiers import MathVerifier, Reading
 
-    folder, _ = embedded.fetch()
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    questions = [(f"What is {a} + {a + 3}?", str(2 * a + 3)) for a in range(1, 9)]
-    data = Dataset.from_list(
-        [{"prompt": [{"role": "user", "content": q}], "answer": a} for q, a in questions]
-    )
+    model, tokenizer = rl_real.policy()
     method = Watched(
         b0=B0,
         b_final=B_FINAL,
@@ -171,16 +160,16 @@ def few_steps() -> list[Check]:
         save_per_stage=False,
         tokenizer=tokenizer,
     )
-    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    before = rl_real.weights(model)
     settings = {
         "max_steps": STEPS,
         "per_device_train_batch_size": GROUP,
         "num_generations": GROUP,
         "max_completion_length": 2 * B0 + 4,
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": rl_real.LEARNING_RATE,
     }
     verifier = MathVerifier(Reading(tokenizer, forced_open=False), workers=1)
-    trainer = _trained(model, tokenizer, method, data, verifier, settings)
+    trainer = _trained(model, tokenizer, method, rl_real.chats(), verifier, settings)
     steps = [line for line in trainer.state.log_history if "grad_norm" in line]
     norms = [line["grad_norm"] for line in steps]
     alike = [line["frac_reward_zero_std"] == 1 for line in steps]  # nothing to learn from
@@ -194,21 +183,19 @@ def few_steps() -> list[Check]:
         and max(one.tokens for one in seen.judgement) <= (method.cap_at(budget) or 0)
         for budget, seen in zip(budgets, method.seen, strict=True)
     ]
-    trained = {name: value.detach() for name, value in trainer.model.named_parameters()}
-    moved = sum(not torch.equal(before[name], trained[name]) for name in before)
+    moved = rl_real.moved(before, trainer.model)
     return [
         Check(
-            "SmolLM2-135M-Instruct trains for a few steps through its own chat template",
+            f"{rl_real.NAME} trains for a few steps through its own chat template",
             "a 7B chat model trains",
             f"{moved} of {len(before)} tensors moved",
             alive and moved == len(before) and all(kept),
             None,
             f"{STEPS} steps of {GROUP} rollouts, budgets "
-            f"{', '.join(f'{b:g}' for b in budgets)}; gradient norms "
-            f"{', '.join(f'{norm:.3g}' for norm in norms)}; target: all tensors move, norms are "
-            "finite and 0 only where all rewards are equal, every prompt names its budget, no "
-            "completion goes beyond its cap. A first run asked for positive norms at every step, "
-            "and the rewards of one step were all equal",
+            f"{', '.join(f'{b:g}' for b in budgets)}; gradient norms {rl_real.shown(norms)}; "
+            "target: all tensors move, norms are finite and 0 only where all rewards are equal, "
+            "every prompt names its budget, no completion goes beyond its cap. A first run asked "
+            "for positive norms at every step, and the rewards of one step were all equal",
         )
     ]
 

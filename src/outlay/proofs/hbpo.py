@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from outlay.models import store
-from outlay.proofs import rl_figure
+from outlay.proofs import rl_figure, rl_real
 from outlay.proofs.base import Check, Progress, ProofResult, Scale, silent
 from outlay.proofs.hbpo_runs import (
     ABLATIONS,
@@ -40,6 +40,7 @@ from outlay.proofs.rl_beside import at_first_rate, beside, first, peer
 from outlay.rl.grid import run as run_cells
 from outlay.rl.grid_compare import by_label, points
 from outlay.rl.grid_results import CellResult
+from outlay.rl.hbpo import HBPO
 from outlay.rl.running_tasks import ChainTask
 
 GAIN = 0.05  # accuracy on hard problems above the cosine's
@@ -70,6 +71,7 @@ def run(
     results = run_cells(wanted, home, progress)
     runs = by_label(results)
     result = ProofResult("hbpo", scale, seeds, judged(runs))
+    result.checks.append(real_model(progress))
     result.points = points([one for name in MAIN for one in runs[name]], seed=seed)
     result.peer = peer(runs, HIERARCHY, PLAIN)
     result.data = rl_figure.data_of(runs, (SPREAD, "tokens_mean", "acc", "grad_norm", "entropy"))
@@ -207,6 +209,23 @@ def inner(runs: Runs) -> list[Check]:
             "one seed; target: above 1",
         ),
     ]
+
+
+def real_model(progress: Progress) -> Check:
+    """A few steps on the chat model, which reads its promises in words."""
+    progress(f"a few steps on {rl_real.NAME}")
+    model, tokenizer = rl_real.policy()
+    method = HBPO(budgets=(24, 48), n=rl_real.GROUP, l_max=64).tokenized(tokenizer)
+    return rl_real.few_steps(
+        method,
+        model,
+        tokenizer,
+        rl_real.chats(),
+        claim=f"{rl_real.NAME} trains for a few steps, promises in its own words",
+        paper="1.5B reasoners train",
+        tokens=64,
+        note="budgets 24 and 48 of 64; ",
+    )
 
 
 def tiny(seed: int) -> list[Check]:

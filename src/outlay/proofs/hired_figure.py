@@ -28,15 +28,16 @@ def drawer(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(11, 7.6), dpi=130, layout="constrained")
+        figure = Figure(figsize=(11, 6.6), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
-        grid = figure.add_gridspec(2, 12, height_ratios=[1.25, 1])
-        _curves(figure.add_subplot(grid[0, :7]), scores, full, blind, limits)
-        _losses(figure.add_subplot(grid[0, 7:]), scores, full, limits)
+        parts: Any = figure.subfigures(2, 1, height_ratios=[1.9, 1])
+        above, below = parts
+        left, right = above.subplots(1, 2, width_ratios=[1.5, 1])
+        _curves(left, scores, full, blind, limits)
+        _losses(right, scores, full, limits)
         shown = [panel for image, plan in plans for panel in panels(plan, image)]
-        for index, panel in enumerate(shown):
-            axes = figure.add_subplot(grid[1, 2 * index : 2 * index + 2])
-            axes.imshow(faded(panel), interpolation="nearest")
+        for axes, panel in zip(np.atleast_1d(below.subplots(1, len(shown))), shown, strict=True):
+            axes.imshow(faded(panel))
             axes.set_axis_off()
             axes.set_title(panel.title, fontsize=8, loc="left")
         figure.savefig(path)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from outlay.stats import mean_interval
-from outlay.testbeds.seer.evaluate import Examples, answered
+from outlay.testbeds.seer.evaluate import Examples, answered, held_out, score
 from outlay.testbeds.seer.model import Seer
 from outlay.testbeds.seer.questions import Question, one_each, possible
 from outlay.testbeds.seer.scenes import Layout as Placing
@@ -184,6 +184,28 @@ def variants(rate: float) -> dict[str, Method]:
 BLIND: Method = NoTokens()
 
 
+def one_partition(seer: Seer, n: int, seeds: Sequence[int], rate: float) -> dict[str, np.ndarray]:
+    """Whether each answer is exact, on scenes that are one partition: full, HiRED, random.
+
+    Args:
+        seer: of size S.
+        n: scenes of every seed.
+        seeds: of the scenes.
+        rate: of both methods.
+    """
+    found: dict[str, list[np.ndarray]] = {"full": [], "HiRED": [], "random": []}
+    for seed in seeds:
+        asked = held_out("S", n, seed=seed)
+        used: dict[str, Method | None] = {
+            "full": None,
+            "HiRED": HiRED(rate=rate, positions=POSITIONS),
+            "random": RandomTokens(rate=rate, seed=seed),
+        }
+        for name, method in used.items():
+            found[name] += score(seer, asked, method).values()
+    return {name: np.concatenate(parts).astype(float) for name, parts in found.items()}
+
+
 def gap(one_SK: np.ndarray, two_SK: np.ndarray) -> tuple[float, float, float]:
     """Mean over scenes of the difference, each the mean of its questions, and its 95 % bootstrap
     interval."""
@@ -257,7 +279,7 @@ def precision(bed_: Bed) -> tuple[float, float]:
             part = Examples("count", bed_.seen[own], tuple(questions[i] for i in own))
             bed_.seer.model(**prompts(bed_.seer, part, features), logits_to_keep=1)
             scores = torch.stack(kept.scores)[:, torch.from_numpy(mosaic)]
-            best = scores.topk(scores.shape[1] // 4).indices.numpy()
+            best = scores.topk(scores.shape[1] // 4).indices.cpu().numpy()
             hits.append(np.take_along_axis(flags[own], best, axis=1).mean(1))
     return float(np.concatenate(hits).mean()), float(flags.mean())
 

@@ -38,6 +38,7 @@ from outlay.proofs.quota_runs import (
     accuracies,
     answer,
     changed_ways,
+    inside,
     main_ways,
     mean_prompt,
     outcomes,
@@ -109,6 +110,7 @@ def run(
             records += outcomes(seer, part, main_ways(side, LENGTH), BUDGETS)
             if size.changes and part.group == NEEDLE:
                 changed += outcomes(seer, part, changed_ways(side), [LEAST])
+                changed += inside(seer, part, FULL, BUDGETS[1])
     result.checks = [within_budget(records), same_as_prepared(seer, parts(seed, size.clips)[0])]
     result.checks.append(zero_sharpness(seer, parts(seed, size.clips)[0]))
     if scale != "ci":
@@ -238,15 +240,16 @@ def within_budget(records: Sequence[Record]) -> Check:
     return Check(
         "visual tokens beyond the budget, at most",
         "the sum of quotas stays within the budget",
-        float(max(0, *over)),
+        max(0.0, *over),
         max(over) <= 0,
         note=f"{len(records)} prompts; target: 0",
     )
 
 
-def _visual(record: Record) -> int:
+def _visual(record: Record) -> float:
+    """Visual tokens of the prompt that answers."""
     entry = next(entry for entry in record.ledger if entry.role == "target")
-    return int(entry.note.split()[0])
+    return float(entry.note.split()[0])
 
 
 @torch.no_grad()
@@ -317,20 +320,19 @@ def costs(records: Sequence[Record]) -> list[Check]:
 
 
 def beside(records: Sequence[Record], changed: Sequence[Record]) -> list[Check]:
-    """Other knobs, each against the method itself, on needles at the smallest budget."""
+    """Other knobs and FastV, each against the method itself on needles, at the same budget."""
     checks = []
-    base = pick(records, ENTITY, group=NEEDLE, n_t=LEAST)
-    for name in dict.fromkeys(record.method_stack for record in changed):
-        some = pick(changed, name, group=NEEDLE, n_t=LEAST)
-        one = paired(some, base, match_budget=False)
+    for name, n_t in dict.fromkeys((r.method_stack, r.budget.tokens or 0) for r in changed):
+        some = pick(changed, name, group=NEEDLE, n_t=n_t)
+        one = paired(some, pick(records, ENTITY, group=NEEDLE, n_t=n_t), match_budget=False)
         used = np.mean([_visual(record) for record in some])
         checks.append(
             _check(
-                f"needles, {share(LEAST)}: {name} minus QuoTA",
+                f"needles, {share(n_t)}: {name} minus QuoTA",
                 PAPERS.get(name, "no figure"),
                 one,
                 None,
-                f"{used:.1f} of {LEAST} visual tokens used",
+                f"{used:.1f} of {n_t} visual tokens used",
             )
         )
     return checks

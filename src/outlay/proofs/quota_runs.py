@@ -25,9 +25,11 @@ from outlay.proofs.quota_world import Part, SeerScorer, flops, oracle, text_of
 from outlay.records import Record
 from outlay.testbeds.seer.evaluate import Examples, answered
 from outlay.testbeds.seer.model import Seer
+from outlay.vision.counts import counts_of
+from outlay.vision.in_decoder import FastV
 from outlay.vision.quota import QuoTA
-from outlay.vision.quota.allocation import Grid, grid
-from outlay.vision.quota.assigners import Assigner, assign
+from outlay.vision.quota.allocation import Assigner, Grid, grid
+from outlay.vision.quota.assigners import assign
 
 UNIFORM = "uniform"
 FEWER = "every second frame"
@@ -36,6 +38,7 @@ DIRECT = "QuoTA without decoupling"
 ENTITY = "QuoTA"
 SMALL = "QuoTA, scored on small frames"
 ORACLE = "QuoTA, oracle scores"
+FASTV = "FastV-like"
 MAIN = (UNIFORM, FEWER, TOP, DIRECT, ENTITY, SMALL, ORACLE)
 SCORED = {TOP: "entity", DIRECT: "question", ENTITY: "entity", SMALL: "small", ORACLE: "oracle"}
 SMALL_SIDE = 3
@@ -137,17 +140,32 @@ def outcomes(seer: Seer, part: Part, ways: Sequence[Way], budgets: Sequence[int]
                     ledger = spent(seer, some, at, grids[at])
                     if ledgers is not None:
                         ledger = ledger + ledgers[at]
-                    made.append(
-                        Record(
-                            part.group,
-                            name,
-                            way.name,
-                            Budget(tokens=n_t, counts="prompt"),
-                            part.seed,
-                            float(right[at]),
-                            ledger,
-                        )
-                    )
+                    made.append(_record(part, name, way.name, n_t, right[at], ledger))
+    return made
+
+
+def _record(part: Part, name: str, way: str, n_t: int, right: Any, ledger: Ledger) -> Record:
+    budget = Budget(tokens=n_t, counts="prompt")
+    return Record(part.group, name, way, budget, part.seed, float(right), ledger)
+
+
+@torch.no_grad()
+def inside(seer: Seer, part: Part, full: int, n_t: int) -> list[Record]:
+    """The even split of `full` tokens, of which FastV drops some before layer 1, so that the mean
+    over layers is `n_t`."""
+    layers = seer.model.config.text_config.num_hidden_layers
+    method = FastV(layer=1).within(n_t, full, layers)
+    left = counts_of([1.0] + [method.rate] * (layers - 1), full)
+    made: list[Record] = []
+    for start in range(0, len(part.asked), BATCH):
+        some = part.asked[start : start + BATCH]
+        maps_BTKD = seer.features(some.seen)
+        grids = [even([], full, frames=maps_BTKD.shape[1])] * len(some)
+        with method(seer.model):
+            right = answer(seer, maps_BTKD, some, grids, "bilinear")
+        for at, name in enumerate(part.names[start : start + BATCH]):
+            ledger = spent(seer, some, at, grids[at], left)
+            made.append(_record(part, name, FASTV, n_t, right[at], ledger))
     return made
 
 
@@ -182,8 +200,18 @@ def _with_flops(seer: Seer, ledger: Ledger, side: int, frames: int) -> Ledger:
     )
 
 
-def spent(seer: Seer, asked: Examples, at: int, grids: Grids) -> Ledger:
-    """What answering costs: every kept frame has its mark."""
+def spent(
+    seer: Seer, asked: Examples, at: int, grids: Grids, layers: Sequence[int] | None = None
+) -> Ledger:
+    """What answering costs: every kept frame has its mark.
+
+    Args:
+        seer: answers.
+        asked: the question is number `at` of these.
+        at: see `asked`.
+        grids: of the frames.
+        layers: visual tokens of each layer, where some leave on the way.
+    """
     visual, kept = sum(h * w for h, w in grids), sum(1 for h, w in grids if h * w)
     text = 1 + kept + len(asked.questions[at].words)
     ledger = Ledger()
@@ -191,8 +219,8 @@ def spent(seer: Seer, asked: Examples, at: int, grids: Grids) -> Ledger:
         "answer",
         "target",
         prompt_new=text + visual,
-        flops=float(flops(seer, text, visual)),
-        note=f"{visual} visual",
+        flops=float(flops(seer, text, visual if layers is None else layers)),
+        note=f"{visual if layers is None else sum(layers) / len(layers):g} visual",
     )
     return ledger
 

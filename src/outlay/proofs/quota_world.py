@@ -162,10 +162,12 @@ def oracle(asked: Examples) -> list[list[float]]:
     return found
 
 
-def flops(seer: Seer, text: int, visual: int) -> int:
-    """Of one prefill of the seer's decoder."""
+def flops(seer: Seer, text: int, visual: int | Sequence[int]) -> int:
+    """Of one prefill of the seer's decoder, with visual tokens of all layers or of each."""
     config = seer.model.config
-    return prefill(config, text, [visual] * config.text_config.num_hidden_layers).flops
+    layers = config.text_config.num_hidden_layers
+    each = [visual] * layers if isinstance(visual, int) else visual
+    return prefill(config, text, each).flops
 
 
 __all__ = [

@@ -34,7 +34,7 @@ CONV: TokensType = "conv"
 ATTENTION: TokensType = "transformer"
 PERFORMER: TokensType = "performer"
 TYPES = (PATCH, CONV, ATTENTION, PERFORMER)
-NAMES = {
+NAMES: Mapping[TokensType, str] = {
     PATCH: "patches",
     CONV: "convolutions",
     ATTENTION: "T2T, transformer",
@@ -152,7 +152,7 @@ class Outcome:
         return sum(self.right) / len(self.right)
 
 
-def run(cells: Sequence[Cell], folder: Path, progress: Progress) -> list[Outcome]:
+def run_cells(cells: Sequence[Cell], folder: Path, progress: Progress) -> list[Outcome]:
     """Results of all cells; what the folder lacks is trained.
 
     Raises:
@@ -356,12 +356,3 @@ def _right(model: Any, test_NSS: Any, labels_N: Any) -> np.ndarray:
         found = [model(part_BSS[:, None]).logits.argmax(-1) for part_BSS in test_NSS.split(500)]
     right_T: np.ndarray = (torch.cat(found) == labels_N).float().cpu().numpy()
     return right_T
-
-
-def by_type(outcomes: Sequence[Outcome]) -> Mapping[tuple[World, int, TokensType], list[Outcome]]:
-    """Outcomes of all seeds, by world, sample size and tokeniser."""
-    found: dict[tuple[World, int, TokensType], list[Outcome]] = {}
-    for outcome in outcomes:
-        cell = outcome.cell
-        found.setdefault((cell.world, cell.samples, cell.tokens_type), []).append(outcome)
-    return found

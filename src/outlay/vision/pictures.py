@@ -155,7 +155,7 @@ def draw(
     grid = figure.add_gridspec(rows, wide, height_ratios=heights)
     for index, (panel, picture) in enumerate(zip(panels, pictures, strict=True)):
         axes = figure.add_subplot(grid[index // wide, index % wide])
-        axes.imshow(picture, interpolation="nearest")
+        axes.imshow(picture)
         axes.set_axis_off()
         if panel.title:
             axes.set_title(panel.title, fontsize=8.5, loc="left", pad=4)
