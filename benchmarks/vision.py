@@ -212,9 +212,9 @@ def _pair(
         "all tokens",
         gain,
         (min(ratios), max(ratios)),
-        f"FLOPs {flops:.2f}x, time / FLOPs {gain / flops:.2f} (target {TARGET}: {verdict}); counting "
-        f"only scores under the causal mask {causal:.2f}x, {gain / causal:.2f}; own work "
-        f" {1e3 * own:.2f} ms, {share}; visual tokens by layer {visual[0]} to {visual[-1]}",
+        f"FLOPs {flops:.2f}x, time / FLOPs {gain / flops:.2f} (target {TARGET}: {verdict}); "
+        f"counting only scores under the causal mask {causal:.2f}x, {gain / causal:.2f}; own work "
+        f"{1e3 * own:.2f} ms, {share}; visual tokens by layer {visual[0]} to {visual[-1]}",
     )
 
 

@@ -39,8 +39,8 @@ class Plan(BaseModel):
         budgets: token limits; none runs every method once, limited by `max_tokens` alone.
         model: see `outlay.models.load`.
         axis: cost axis of tables and pictures, see `outlay.records.Axis`; None takes "vision" for
-            tasks with images, "prompt" where budgets count that, else "generated+forced". Cache methods move "kv_bytes", decoders
-            "seconds", predicted caches "ttft".
+            tasks with images, "prompt" where budgets count that, else "generated+forced". Cache
+            methods move "kv_bytes", decoders "seconds", predicted caches "ttft".
         counts: what the budgets count; None takes "vision" for tasks with images, "prompt" if any
             method compresses, else "generated".
         n: examples.

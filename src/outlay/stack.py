@@ -119,6 +119,11 @@ class Stack:
         Raises:
             CapabilityError: for a method that cannot take a number of tokens.
         """
+        if self.vision is not None and not callable(self.vision):
+            raise CapabilityError(
+                f"{registry.label(self.vision)} is a model of its own and prunes no other; see its "
+                "page for how to use it"
+            )
         if self.vision is None or budget.counts != "vision" or budget.tokens is None:
             return self.vision
         from outlay.vision.base import Budgeted

@@ -6,8 +6,16 @@ scenes of other source pictures, against random tokens, an even grid, the class 
 module without text, stage 1 alone, the true attention of the guidance layer, and, at equal mean
 tokens a layer, FastV-like and PyramidDrop-like removal inside the decoder.
 
-The five claims of the sheet have targets, written before the first run. Wall clock, costs and the
-gap between hard and soft removal are reported.
+The five claims have targets, written before the first run. A pilot on the smaller seer S came
+before it. There 192 steps of stage 1 gave .742/.560/.467 at .125/.06/.03 of the tokens. A second
+stage of 32 steps made that .732/.599/.479 with the soft gate and .816/.626/.504 with the exact
+top-k gate, which is why the latter is taken here; the soft gate is reported beside it. A look at
+the true attention of seer M's layers, on 64 scenes, said that the question's last token guides
+better than all of its words. Wall clock, costs and the gap between hard and soft removal are
+reported.
+
+The quick variant trains for a few steps on seer S, which shows that everything runs; its one target
+is that the module that ships beats random tokens.
 """
 
 from __future__ import annotations
@@ -21,11 +29,30 @@ import numpy as np
 from outlay.errors import InputError
 from outlay.proofs.base import Check, Progress, ProofResult, Scale, silent
 from outlay.proofs.covipal_changes import changes
-from outlay.proofs.covipal_cost import costs
+from outlay.proofs.covipal_claims import (
+    BLIND,
+    CLASS,
+    FIRST,
+    FULL,
+    GRID,
+    NARROW,
+    NOTHING,
+    ORACLE,
+    OURS,
+    RANDOM,
+    WIDE,
+    Table,
+    beside,
+    context,
+    counting,
+    pool,
+    random_tokens,
+    stages,
+)
+from outlay.proofs.covipal_cost import CACHE, costs
 from outlay.proofs.covipal_figure import drawer
 from outlay.proofs.covipal_runs import (
     METHOD,
-    NAMED,
     TYPES,
     Make,
     Modules,
@@ -40,48 +67,58 @@ from outlay.proofs.covipal_runs import (
     hard_minus_soft,
     modules,
     oracle,
+    prompts_of,
     random,
     ratio_count,
     uniform,
     world,
 )
-from outlay.stats import FloatArray
 from outlay.testbeds.seer.model import Seer
 from outlay.testbeds.seer.store import load
 from outlay.vision.base import Budgeted, Pruner
 from outlay.vision.baselines import NoTokens
+from outlay.vision.covipal import CoViPAL
 from outlay.vision.covipal.training import Recipe
 from outlay.vision.in_decoder import FastV, PyramidDrop
 
-WIDE, NARROW = (0.5, 0.25), (0.125, 0.06, 0.03)
 SIZES: Mapping[Scale, Size] = {
-    "ci": Size(6, 16, 1, 64, 64, (0,), (2.0, 1.0)),
-    "laptop": Size(96, 32, 6, 1024, 320, (0, 1, 2), (3.0, 0.5), timed=30),
-    "gpu": Size(400, 32, 12, 4096, 1024, (0, 1, 2), (3.0, 1.0), timed=30),
+    "ci": Size(4, 16, 1, 32, 32, (0,), (1.0, 1.0)),
+    "laptop": Size(96, 32, 6, 1024, 320, (0, 1, 2), (6.0, 0.75), timed=30),
+    "gpu": Size(400, 32, 12, 4096, 1024, (0, 1, 2), (12.0, 3.0), timed=30),
 }
-RECIPE = Recipe(lr=(2e-3, 2e-4), lr2=3e-4)
+RECIPE = Recipe(lr=(5e-3, 2e-4), lr2=5e-4, ratios=(0.03, 0.5), queries="last")
 SEED = 4200
-OURS, FIRST, BLIND = "CoViPAL", "stage 1 only", "without text"
-RANDOM, GRID, CLASS, ORACLE = "random", "even grid", "class token", "true attention"
-FULL, NOTHING = "all tokens", "no tokens"
-
-# Targets.
-COUNT_LOSS = 0.02  # on "how many", against the module without text, at most
-EVEN = 0.0  # stage 2 is at least as good as stage 1
-BY_CHANCE = 0.03  # quick check: at least so much better than random tokens at .125
-
-Table = dict[str, dict[float, dict[str, FloatArray]]]
-"""Method -> ratio -> type -> right answers, mean over seeds."""
+SHIPPED_SCENES = 128
+IDENTITY = "r=1 leaves logits bit-identical"
+EXACT = (IDENTITY, CACHE)  # hold after any number of steps
 
 
 def run(scale: Scale, *, seed: int = 0, progress: Progress = silent) -> ProofResult:
     """Run the experiment; see `SIZES` for what each scale means.
 
     Raises:
-        ModelError: if no seer of size M ships.
+        ModelError: if no seer of that size ships.
         DependencyError: without Fashion-MNIST.
     """
-    return prove(load("M"), scale, SIZES[scale], seed=seed, progress=progress)
+    seer = load("S" if scale == "ci" else "M")
+    result = prove(seer, scale, SIZES[scale], seed=seed, progress=progress)
+    if scale == "ci":
+        result.checks = [
+            check if check.claim in EXACT else replace(check, holds=None) for check in result.checks
+        ]
+        result.checks.append(_shipped(seer, seed))
+    return result.finish()
+
+
+def _shipped(seer: Seer, seed: int) -> Check:
+    """The module that comes with the package, against random tokens."""
+    asked = prompts_of(seer, SHIPPED_SCENES, SEED + 3 + seed)
+    ways = {OURS: always(CoViPAL(ratio=NARROW[0])), RANDOM: random(NARROW[0], 0)}
+    table: Table = {
+        name: {NARROW[0]: {kind: answered(seer, part, make) for kind, part in asked.items()}}
+        for name, make in ways.items()
+    }
+    return replace(random_tokens(table), claim="the shipped module is better than random tokens")
 
 
 def prove(
@@ -97,19 +134,20 @@ def prove(
         progress: is told.
     """
     result = ProofResult("covipal", scale, [*size.seeds, SEED + seed])
-    found = world(seer, size, METHOD.amount().stairs[0][1], SEED + seed, progress)
+    found = world(seer, size, RECIPE, METHOD.stairs[0][1], SEED + seed, progress)
     trained = _trained(found, size, progress)
     table = _entered(found, size, trained, progress)
     inside = _inside(found, size, trained["inside"], progress)
     checks = result.checks
-    checks += _context(table)
-    checks += [_counting(table), _stages(table), _guidance(found, table, trained, progress)]
+    checks += context(table)
+    checks += [counting(table), stages(table), _guidance(found, trained, progress)]
     checks.append(_identity(found, trained[OURS][0]))
-    checks += _beside(inside)
-    checks.append(_random(table))
+    checks += beside(inside)
+    checks.append(random_tokens(table))
     checks += _reported(found, table, trained)
     if scale != "ci":
-        checks += changes(found, table[FIRST], trained[OURS], NARROW, RECIPE, progress)
+        recipe = replace(RECIPE, epochs=size.epochs)
+        checks += changes(found, trained[OURS], NARROW, recipe, progress)
     timing = costs(found, at(trained[OURS][0].last, 0.125), size.timed)
     checks += timing.checks
     result.data = _data(found, table, inside, trained) | {"costs": timing.rows}
@@ -125,10 +163,10 @@ def _trained(found: World, size: Size, progress: Progress) -> dict[str, list[Mod
         progress(f"modules of seed {recipe.seed}")
         made[OURS].append(modules(found, METHOD, recipe))
         blind = replace(METHOD, text_context=False)
-        made[BLIND].append(modules(found, blind, recipe, stage2=False))
+        made[BLIND].append(modules(found, blind, recipe))
     progress("a module before layer 1, and one that a shallow layer taught")
-    later = replace(METHOD, prune_layer=1, guidance_layer=None)
-    made["inside"] = [modules(found, later, recipes[0], stage2=False)]
+    later = replace(METHOD, prune_layer=1)
+    made["inside"] = [modules(found, later, recipes[0], guide=found.best_below(1))]
     made["shallow"] = [modules(found, METHOD, recipes[0], guide=0, stage2=False)]
     return made
 
@@ -144,7 +182,7 @@ def _entered(
             OURS: [always(at(one.last, ratio)) for one in trained[OURS]],
             FIRST: [always(at(one.one, ratio)) for one in trained[OURS]],
             BLIND: [always(at(one.last, ratio)) for one in trained[BLIND]],
-            RANDOM: [random(ratio, s) for s in size.seeds],
+            RANDOM: [random(ratio, 0)],
             GRID: [uniform(ratio)],
             CLASS: [class_token(found, ratio)],
             ORACLE: [oracle(found, ratio)],
@@ -170,7 +208,7 @@ def _inside(found: World, size: Size, later: list[Modules], progress: Progress) 
     """Removal inside the decoder, at equal mean tokens a layer; those that cannot are left out."""
     table: Table = {}
     pruners: dict[str, Budgeted] = {
-        "CoViPAL before layer 1": later[0].one,
+        "CoViPAL before layer 1": later[0].last,
         "FastV-like, layer 1": FastV(layer=1),
         "FastV-like, layer 2": FastV(layer=2),
         "PyramidDrop-like": PyramidDrop(),
@@ -190,96 +228,7 @@ def _inside(found: World, size: Size, later: list[Modules], progress: Progress) 
     return table
 
 
-# -- claims ---------------------------------------------------------------------------------------
-
-
-def _pool(table: Table, name: str, ratio: float, kinds: tuple[str, ...]) -> FloatArray:
-    return np.concatenate([table[name][ratio][kind] for kind in kinds])
-
-
-def _context(table: Table) -> list[Check]:
-    """Claim 1: knowing the question helps where not everything can be kept."""
-    checks = []
-    for rival in (BLIND, CLASS):
-        for ratio in NARROW:
-            gap = difference(_pool(table, OURS, ratio, NAMED), _pool(table, rival, ratio, NAMED))
-            checks.append(
-                Check(
-                    f'"which / what kind is C" at {ratio:g}: CoViPAL above {rival}',
-                    "contextualised pruning wins, most at low ratios",
-                    gap.mean,
-                    gap.separable and gap.mean > 0,
-                    (gap.lo, gap.hi),
-                    f"{_pool(table, OURS, ratio, NAMED).mean():.3f} against "
-                    f"{_pool(table, rival, ratio, NAMED).mean():.3f}, n={gap.n}; target: "
-                    "separably above 0",
-                )
-            )
-    large, small = NARROW[0], NARROW[-1]
-    gaps = [
-        _pool(table, OURS, ratio, NAMED) - _pool(table, BLIND, ratio, NAMED)
-        for ratio in (small, large)
-    ]
-    growth = difference(gaps[0], gaps[1])
-    checks.append(
-        Check(
-            f"the gap to {BLIND} grows from {large:g} to {small:g}",
-            "the gap over the best training-free method grows from +0.2 (.5) to +4.6 (.25)",
-            growth.mean,
-            growth.separable and growth.mean > 0,
-            (growth.lo, growth.hi),
-            f"{gaps[1].mean():+.3f} to {gaps[0].mean():+.3f}, n={growth.n}; target: separably "
-            "above 0",
-        )
-    )
-    return checks
-
-
-def _counting(table: Table) -> Check:
-    """Claim 2: questions about everything lose nothing by it."""
-    gap = difference(
-        np.mean([table[OURS][ratio]["count"] for ratio in NARROW], axis=0),
-        np.mean([table[BLIND][ratio]["count"] for ratio in NARROW], axis=0),
-    )
-    shown = ", ".join(
-        f"{table[OURS][r]['count'].mean():.3f}/{table[BLIND][r]['count'].mean():.3f} at {r:g}"
-        for r in NARROW
-    )
-    return Check(
-        f'"how many": no loss against {BLIND}',
-        "none on whole-image questions",
-        gap.mean,
-        gap.mean >= -COUNT_LOSS,
-        (gap.lo, gap.hi),
-        f"{shown}; mean over ratios, n={gap.n}; target: at least -{COUNT_LOSS}",
-    )
-
-
-def _stages(table: Table) -> Check:
-    """Claim 3: stage 2 does not undo stage 1."""
-    both = [
-        np.mean([_pool(table, name, ratio, tuple(TYPES)) for ratio in NARROW], axis=0)
-        for name in (OURS, FIRST)
-    ]
-    gap = difference(both[0], both[1])
-    shown = ", ".join(
-        f"{_pool(table, OURS, r, tuple(TYPES)).mean():.3f}/"
-        f"{_pool(table, FIRST, r, tuple(TYPES)).mean():.3f} at {r:g}"
-        for r in NARROW
-    )
-    return Check(
-        "stage 2 is at least as good as stage 1 after hard removal",
-        "two stages",
-        gap.mean,
-        gap.mean >= EVEN,
-        (gap.lo, gap.hi),
-        f"{shown}; all types, mean over ratios, n={gap.n}; target: at least {EVEN:g}",
-    )
-
-
-def _guidance(
-    found: World, table: Table, trained: Mapping[str, list[Modules]], progress: Progress
-) -> Check:
+def _guidance(found: World, trained: Mapping[str, list[Modules]], progress: Progress) -> Check:
     """Claim 4: a layer that is not deeper than the pruned one is a worse teacher."""
     ratio = NARROW[0]
     progress("answers of the module that layer 0 taught")
@@ -315,7 +264,7 @@ def _identity(found: World, ours: Modules) -> Check:
                 same = model(**inputs).logits
         apart += int((plain != same).sum())
     return Check(
-        "r=1 leaves logits bit-identical",
+        IDENTITY,
         "",
         float(apart),
         apart == 0,
@@ -324,58 +273,12 @@ def _identity(found: World, ours: Modules) -> Check:
     )
 
 
-def _beside(inside: Table) -> list[Check]:
-    """Equal mean tokens a layer."""
-    checks = []
-    ours = "CoViPAL before layer 1"
-    kinds = tuple(TYPES)
-    for ratio in WIDE:
-        if ratio not in inside.get(ours, {}):
-            continue
-        rivals = {
-            name: _pool(inside, name, ratio, kinds)
-            for name, found in inside.items()
-            if name != ours and ratio in found
-        }
-        best = max(rivals, key=lambda name: rivals[name].mean())
-        gap = difference(_pool(inside, ours, ratio, kinds), rivals[best])
-        checks.append(
-            Check(
-                f"pruning before layer 1, equal mean tokens of {ratio:g}: CoViPAL against the best "
-                "in-decoder ranking",
-                {0.5: "97.48 against 97.29", 0.25: "89.48 against 84.93"}[ratio],
-                gap.mean,
-                (gap.separable and gap.mean > 0) if ratio == WIDE[-1] else None,
-                (gap.lo, gap.hi),
-                f"{_pool(inside, ours, ratio, kinds).mean():.3f}; "
-                + ", ".join(f"{name} {right.mean():.3f}" for name, right in rivals.items())
-                + f"; n={gap.n}"
-                + ("; target: separably above 0" if ratio == WIDE[-1] else ""),
-            )
-        )
-    return checks
-
-
-def _random(table: Table) -> Check:
-    """The quick assertion."""
-    ratio, kinds = NARROW[0], tuple(TYPES)
-    gap = difference(_pool(table, OURS, ratio, kinds), _pool(table, RANDOM, ratio, kinds))
-    return Check(
-        f"CoViPAL at {ratio:g} is better than random tokens",
-        "",
-        gap.mean,
-        gap.mean >= BY_CHANCE,
-        (gap.lo, gap.hi),
-        f"all types, n={gap.n}; target: at least {BY_CHANCE}",
-    )
-
-
 def _reported(found: World, table: Table, trained: Mapping[str, list[Modules]]) -> list[Check]:
     """Figures without a target."""
     kinds = tuple(TYPES)
     checks = []
     for ratio in NARROW:
-        gap = difference(_pool(table, FIRST, ratio, kinds), _pool(table, ORACLE, ratio, kinds))
+        gap = difference(pool(table, FIRST, ratio, kinds), pool(table, ORACLE, ratio, kinds))
         checks.append(
             Check(
                 f"stage 1 against its teacher's true attention at {ratio:g}",

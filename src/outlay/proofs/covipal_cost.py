@@ -15,6 +15,8 @@ from outlay.proofs.covipal_runs import World
 from outlay.vision import costs as ledger
 from outlay.vision.covipal import CoViPAL
 
+CACHE = "bytes of a pruned prefill's cache, of the full one"
+
 
 @dataclass
 class Costs:
@@ -64,12 +66,12 @@ def costs(world: World, method: CoViPAL, timed: int) -> Costs:
     }
     found.checks.append(
         Check(
-            f"cache of a prefill at {method.ratio:g}, of the full one",
+            CACHE,
             "",
             ours.kv_bytes / plain.kv_bytes,
             held == ours.kv_bytes,
             None,
-            f"{held} bytes; target: the cache holds what the ledger says",
+            f"{held} bytes at {method.ratio:g}; target: the cache holds what the ledger says",
         )
     )
     found.checks.append(

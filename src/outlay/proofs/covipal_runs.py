@@ -25,7 +25,7 @@ from outlay.vision.baselines import GivenTokens, RandomTokens, UniformTokens
 from outlay.vision.cls_attention import ClassToken
 from outlay.vision.counts import half_up
 from outlay.vision.covipal import CoViPAL, Lessons, Trained, collect
-from outlay.vision.covipal.fitting import oracle_accuracy, right, soft_accuracy
+from outlay.vision.covipal.fitting import accuracy, oracle_accuracy, right, soft_accuracy
 from outlay.vision.covipal.guidance import targets, unpruned
 from outlay.vision.covipal.pruning import amount
 from outlay.vision.covipal.seer_data import batches, drawn
@@ -100,14 +100,17 @@ class World:
 
     Args:
         seer: frozen.
+        recipe: whose attention guides.
         lessons: with the attention of every layer.
         guide: the guidance layer.
         oracles: accuracy on validation data when tokens are ranked by each layer's attention.
+        validation: those data.
         asked: type -> held-out questions.
         cls_NK: class-token attention of every held-out scene.
     """
 
     seer: Seer
+    recipe: Recipe
     lessons: Lessons
     guide: int
     oracles: Mapping[int, float]
@@ -121,18 +124,26 @@ class World:
         """Visual tokens of a prompt."""
         return self.seer.size.tokens
 
+    def best_below(self, layer: int) -> int:
+        """The best guidance layer that is deeper than one."""
+        deeper = {at: value for at, value in self.oracles.items() if at > layer}
+        return max(deeper, key=lambda at: (deeper[at], at))
+
     @property
     def depth(self) -> int:
         """Layers of the decoder."""
         return self.seer.size.layers
 
 
-def world(seer: Seer, size: Size, ratio: float, seed: int, progress: Progress) -> World:
+def world(
+    seer: Seer, size: Size, recipe: Recipe, ratio: float, seed: int, progress: Progress
+) -> World:
     """Data, guidance and held-out questions.
 
     Args:
         seer: of size S or M.
         size: how much.
+        recipe: whose attention guides.
         ratio: at which the guidance layer is chosen.
         seed: of the scenes.
         progress: is told.
@@ -142,18 +153,26 @@ def world(seer: Seer, size: Size, ratio: float, seed: int, progress: Progress) -
     data = batches(seer, size.batches, seed=seed, rows=size.rows, kinds=ONE_TOKEN)
     progress("guidance attention, once for every row")
     depth = seer.size.layers
-    lessons = collect(model, data, prune_layers=(0, 1), guidance=range(depth))
+    lessons = collect(
+        model,
+        data,
+        prune_layers=(0, 1),
+        guidance=range(depth),
+        queries=recipe.queries,
+        sinks=recipe.sinks,
+    )
     held = batches(seer, size.validation, seed=seed + 1, rows=size.rows, kinds=ONE_TOKEN)
     much = amount(ratio, (), 0, None, 1)
     oracles = {
-        layer: oracle_accuracy(model, held, layer, much) for layer in range(2, depth)
-    }  # deeper than both prune layers
+        layer: oracle_accuracy(model, held, layer, much, queries=recipe.queries, sinks=recipe.sinks)
+        for layer in range(1, depth)
+    }
     guide = max(oracles, key=lambda layer: (oracles[layer], layer))
     progress("held-out scenes")
     seen = drawn(seer, size.scenes, seed=seed + 2, split="test")
     features, cls_NK = _encoded(seer, seen)
     asked = _all_types(seer, seen, features, seed)
-    return World(seer, lessons.guided_by(guide), guide, oracles, held, asked, cls_NK)
+    return World(seer, recipe, lessons.guided_by(guide), guide, oracles, held, asked, cls_NK)
 
 
 def prompts_of(seer: Seer, n: int, seed: int) -> dict[str, Prompts]:
@@ -264,7 +283,10 @@ def oracle(world: World, ratio: float) -> Make:
         if key not in known:
             with Watch(model, attention=[world.guide]) as watch:
                 unpruned(model, prompts.inputs[index])
-                known[key] = targets(watch, world.guide).numpy().astype(float)
+                found = targets(
+                    watch, world.guide, queries=world.recipe.queries, sinks=world.recipe.sinks
+                )
+                known[key] = found.numpy().astype(float)
         return GivenTokens(list(torch.tensor(known[key])), ratio)
 
     return make
@@ -272,7 +294,7 @@ def oracle(world: World, ratio: float) -> Make:
 
 # -- modules --------------------------------------------------------------------------------------
 
-METHOD = CoViPAL(d_p=48, ratio=0.125)
+METHOD = CoViPAL(d_p=48, ratio=0.125, gate="st_topk")
 
 
 @dataclass(frozen=True)
@@ -347,13 +369,12 @@ def at(method: CoViPAL, ratio: float) -> CoViPAL:
 
 
 def hard_minus_soft(world: World, method: CoViPAL) -> float:
-    """How much worse (or better) hard removal is than what stage 2 trained."""
-    from outlay.vision.covipal.fitting import accuracy
-
+    """How much worse (or better) hard removal is than the soft one."""
     assert method.fitted is not None
     model, data = world.seer.model, world.validation
     hard = accuracy(model, data, method.fitted.ppms, method.amount())
-    return hard - soft_accuracy(model, data, method.fitted.ppms)
+    budget = None if method.gate == "soft" else method.amount()
+    return hard - soft_accuracy(model, data, method.fitted.ppms, budget)
 
 
 def full_accuracy(world: World) -> float:

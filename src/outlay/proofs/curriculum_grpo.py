@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outlay.frontier import points
+from outlay.proofs import rl_larger
 from outlay.proofs.base import Check, Peer, Progress, ProofResult, Scale, silent
 from outlay.proofs.curriculum_grpo_claims import (
     GREEDY,
@@ -87,6 +88,8 @@ def run(
     result = ProofResult("curriculum-grpo", scale, seeds, judged(runs))
     progress("SmolLM2: a few steps")
     result.checks += few_steps()
+    if size.extras or len(stored(rl_larger.cells(), store)) == len(rl_larger.cells()):
+        result.checks += rl_larger.larger(store, progress)
     result.points = points(
         [record for group in runs.values() for one in group for record in one.records(GREEDY)],
         axis="generated",

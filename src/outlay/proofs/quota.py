@@ -12,6 +12,7 @@ All targets stand here and were written before the first run.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ class Size:
 
 SIZES: Mapping[Scale, Size] = {
     "ci": Size(6, 1, False, False),
-    "laptop": Size(200, 3, True, True),
+    "laptop": Size(160, 3, True, True),
     "gpu": Size(2000, 5, True, True),
 }
 
@@ -155,6 +156,17 @@ def share(n_t: int) -> str:
     return f"{n_t / FULL:.0%} of the budget"
 
 
+PAIRS = (
+    (ENTITY, UNIFORM, "Video-MME 65.9 against 63.3, VNBench 64.7 against 54.4"),
+    (DIRECT, UNIFORM, "weights without decoupling can hurt: VNBench 58.4-58.7 fall to 48.6-49.0"),
+    (ENTITY, TOP, "no figure"),
+    (ENTITY, FEWER, "fewer frames with more tokens are the paper's baseline"),
+    (UNIFORM, FEWER, "more frames without weights: VNBench 58.4-58.7 against 54.4"),
+    (SMALL, ENTITY, "no figure"),
+)
+"""Reported for needles at every budget; the first three for whole clips, too."""
+
+
 def claims(records: Sequence[Record]) -> list[Check]:
     """What the paper says, with targets; then what else the runs say of it."""
     checks = []
@@ -210,20 +222,11 @@ def claims(records: Sequence[Record]) -> list[Check]:
             "the method's failure side; target: not better, interval not above 0",
         )
     )
-    others = (
-        (DIRECT, UNIFORM, "weights without decoupling can hurt: 58.4-58.7 fall to 48.6-49.0"),
-        (ENTITY, TOP, "no figure"),
-        (ENTITY, FEWER, "fewer frames with more tokens are the paper's baseline"),
-        (UNIFORM, FEWER, "more frames without weights: VNBench 58.4-58.7 against 54.4"),
-        (SMALL, ENTITY, "no figure"),
-    )
-    for group in (NEEDLE, WHOLE):
-        for n_t in BUDGETS:
-            for ours, theirs, paper in (*others, (ENTITY, UNIFORM, "see above")):
-                one = gap(records, ours, theirs, group=group, at=n_t)
-                checks.append(
-                    _check(f"{group}, {share(n_t)}: {ours} minus {theirs}", paper, one, None, "")
-                )
+    for group, n_t in itertools.product((NEEDLE, WHOLE), BUDGETS):
+        for ours, theirs, paper in PAIRS[: 3 if group == WHOLE else None]:
+            one = gap(records, ours, theirs, group=group, at=n_t)
+            shown = f"{group}, {share(n_t)}: {ours} minus {theirs}"
+            checks.append(_check(shown, paper, one, None, ""))
     return checks
 
 

@@ -1,4 +1,4 @@
-"""QuoTA's picture: accuracy against tokens for needles and whole clips, and one clip as it is seen.
+"""QuoTA's picture: accuracy against tokens, with and without scoring, and one clip as it is seen.
 
 T frames.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,21 +26,27 @@ def drawer(records: Sequence[Record], seer: Seer, seed: int) -> Callable[[Path],
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        figure: Any = Figure(figsize=(10.4, 6.6), dpi=150, layout="constrained")
+        figure: Any = Figure(figsize=(11.4, 6.0), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
-        top, bottom = figure.subfigures(2, 1, height_ratios=(2.1, 1))
-        axes = top.subplots(1, 2)
-        for axis, group in zip(axes, (NEEDLE, WHOLE), strict=True):
-            _curves(axis, [r for r in records if r.task == group], group)
-        top.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+        top, bottom = figure.subfigures(2, 1, height_ratios=(3.4, 1))
+        axes = top.subplots(1, 3)
+        _curves(axes[0], records, NEEDLE, "prompt", "prompt tokens to answer")
+        _curves(axes[1], records, NEEDLE, "all", "tokens to score and to answer (log scale)")
+        _curves(axes[2], records, WHOLE, "prompt", "prompt tokens to answer")
+        axes[1].set_xscale("log")
+        handles = axes[0].get_legend_handles_labels()
+        top.legend(*handles, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
         _clip(bottom, seer, seed)
         figure.savefig(path)
 
     return draw
 
 
-def _curves(axis: Any, records: Sequence[Record], group: str) -> None:
-    found = points(records, axis="prompt")
+def _curves(
+    axis: Any, records: Sequence[Record], group: str, cost: Literal["prompt", "all"], label: str
+) -> None:
+    some = [record for record in records if record.task == group]
+    found = points(some, axis=cost)
     for index, name in enumerate(MAIN):
         curve = sorted((p for p in found if p.stack == name), key=lambda p: p.cost)
         if not curve:
@@ -59,9 +65,9 @@ def _curves(axis: Any, records: Sequence[Record], group: str) -> None:
             markersize=5,
             label=name,
         )
-    count = len({record.example for record in records})
+    count = len({record.example for record in some})
     axis.set_title(f"{group}, {count} questions", loc="left", fontsize=10, fontweight="bold")
-    axis.set_xlabel("prompt tokens to answer")
+    axis.set_xlabel(label)
     axis.set_ylabel("accuracy")
     axis.grid(alpha=0.15)
     axis.spines[["top", "right"]].set_visible(False)

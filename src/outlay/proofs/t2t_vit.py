@@ -49,6 +49,7 @@ TOKENS = 49  # of every picture, whatever the tokeniser
 SIZE_WITHIN = 0.01  # of the published number of parameters
 MACS_WITHIN = 0.05  # of the published multiply-adds, which have two digits
 TIE = 0.02  # in accuracy: the performer against the transformer (the paper: 81.5 and 81.7 %)
+LEARNT = 0.1  # of the training loss, in a run of 50 steps
 REACHED = 0.85  # accuracy on garments, for the epochs that it takes
 
 PUBLISHED = {  # parameters in millions, multiply-adds in billions
@@ -68,7 +69,17 @@ WIDER, LONGER = "64 channels", "twice as long"
 
 @dataclass(frozen=True)
 class Plan:
-    """How one world is run: sample sizes, rising; pictures seen by a run; batch and test."""
+    """How one world is run.
+
+    Args:
+        samples: sizes, rising.
+        seen: pictures shown to a run, at least.
+        batch: pictures a step.
+        test: pictures.
+        epochs: at least.
+        curve: evaluate after every epoch.
+        rate: peak learning rate.
+    """
 
     samples: tuple[int, ...]
     seen: int
@@ -76,6 +87,7 @@ class Plan:
     test: int
     epochs: int = 0
     curve: bool = False
+    rate: float = 1e-3
 
     def of(self, samples: int) -> int:
         """Pictures that a run sees."""
@@ -84,7 +96,7 @@ class Plan:
 
 DIGITS = Plan((200, 1000), 8_000, 32, 450)
 PLANS: Mapping[Scale, Mapping[World, Plan]] = {
-    "ci": {"digits": Plan((40,), 480, 16, 40)},
+    "ci": {"digits": Plan((40,), 800, 16, 40, rate=5e-3)},
     "laptop": {"garments": Plan((1000, 5000), 20_000, 64, 2000), "digits": DIGITS},
     "gpu": {
         "garments": Plan((1000, 5000, 20_000, 60_000), 20_000, 64, 10_000, 10, True),
@@ -168,6 +180,7 @@ def _cell(plan: Plan, world: World, samples: int, seed: int, layers: int = 6) ->
         batch=plan.batch,
         depth=layers,
         curve=plan.curve,
+        rate=plan.rate,
     )
 
 
@@ -308,16 +321,17 @@ def tokens(runs: Runs) -> Check:
 
 
 def learns(runs: Runs) -> Check:
-    """Each tokeniser trains: the loss falls within a few steps."""
-    falls = {name: part[0].loss[-1] - part[0].loss[0] for (_, _, name), part in runs.items()}
-    worst = max(falls, key=lambda name: falls[name])
+    """Each tokeniser trains: the loss falls below that of knowing nothing but the classes."""
+    losses = {key: part[0].loss[-1] for key, part in runs.items()}
+    worst = max(losses, key=lambda key: losses[key])
     return Check(
         "every tokeniser learns",
         "",
-        falls[worst],
-        falls[worst] < 0,
+        losses[worst],
+        losses[worst] < math.log(10) - LEARNT,
         None,
-        f"change of the training loss over a run, the smallest fall ({worst}); target: below 0",
+        f"training loss at the end of a short run, the highest ({worst[-1]}); target: at least "
+        f"{LEARNT} below log 10 = {math.log(10):.2f}",
     )
 
 

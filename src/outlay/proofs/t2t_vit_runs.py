@@ -287,11 +287,11 @@ def train(cell: Cell) -> Outcome:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     began = time.process_time()
     train_NSS, labels_N, test_NSS, test_labels_N = (
-        torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in pictures(cell)
+        torch.from_numpy(np.array(part)).to(device) for part in pictures(cell)
     )
     model = fresh(cell).to(device)
     model.set_attn_implementation("eager")
-    mean = averaged(model, cell.steps)
+    mean = averaged(model, cell.steps, cell.method.ema_decay)
     optimiser = torch.optim.AdamW(parameter_groups(model), lr=cell.rate)
     warm_up = max(1, cell.steps // 10)
     schedule = get_cosine_schedule_with_warmup(optimiser, warm_up, cell.steps)

@@ -126,7 +126,7 @@ def look(model: Any, seen: Scenes, size: int) -> list[Block]:
         graph_BHNN = every_BHNN[both_B]
         scores = {name: scored(graph_BHNN, **knobs) for name, knobs in VARIANTS.items()}
         aucs_B = {name: _aucs(values, object_BP) for name, values in scores.items()}
-        to_object_B, to_ground_B = _flows(graph_BHNN, object_BP)
+        to_object_B, to_ground_B = flows(graph_BHNN, object_BP)
         mixing_B = 1 - to_object_B - to_ground_B
         share_B = object_BP.double().mean(1)
         settled_B = to_object_B / (to_object_B + to_ground_B).clamp_min(1e-12)
@@ -158,7 +158,7 @@ def _aucs(scores_BP: Tensor, object_BP: Tensor) -> np.ndarray:
     )
 
 
-def _flows(attention_BHNN: Tensor, object_BP: Tensor) -> tuple[Tensor, Tensor]:
+def flows(attention_BHNN: Tensor, object_BP: Tensor) -> tuple[Tensor, Tensor]:
     """Mean attention among patches, heads averaged: background to object, object to background."""
     places = torch.arange(1, attention_BHNN.shape[-1]).expand(len(object_BP), -1)
     graph_BPP = cut(attention_BHNN.double(), places).mean(1)

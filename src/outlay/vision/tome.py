@@ -21,12 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from outlay.errors import CapabilityError, InputError
-from outlay.vision.zero_tprune.tower import Reader, Tower, find_tower
+from outlay.vision.zero_tprune.tower import (
+    Reader,
+    Tower,
+    claim,
+    find_tower,
+    need_free,
+    release,
+)
 
 if TYPE_CHECKING:
     from outlay.vision.zero_tprune.cost import Shape
 
-_OPEN = "_outlay_tome"  # on a tower while tokens are merged in it
 _LAYOUTS = (
     ("layernorm_before", "attention", "layernorm_after"),
     ("layer_norm1", "self_attn", "layer_norm2"),
@@ -144,6 +150,7 @@ class Merging:
     def __init__(self, model: Any, method: ToMe) -> None:
         self.tower: Tower = find_tower(model)
         self.method = method
+        need_free(self.tower)
         if self.tower.inside:
             raise CapabilityError(
                 "ToMe here merges in classifiers and plain towers; merged tokens have no place in "
@@ -161,10 +168,7 @@ class Merging:
         self._merges: list[int] = []
 
     def __enter__(self) -> Merged:
-        module = self.tower.module
-        if getattr(module, _OPEN, False):
-            raise CapabilityError("tokens are merged in this tower already; leave that context")
-        setattr(module, _OPEN, True)
+        claim(self.tower)
         blocks: Any = self.tower.blocks
         for index, block in enumerate(self._blocks):
             block.reader.open()
@@ -176,7 +180,7 @@ class Merging:
         for index, block in enumerate(self._blocks):
             block.reader.close()
             blocks[index] = block.inner
-        delattr(self.tower.module, _OPEN)
+        release(self.tower)
 
     def begin(self, hidden_BND: Tensor) -> None:
         """Before the first block: every token stands for itself."""

@@ -1,8 +1,8 @@
 """Train, measure and save a seer: `python -m outlay.testbeds.seer --size S --out DIR`.
 
 Writes the checkpoint (safetensors, fp16), `measured.json` with what training and held-out scenes
-showed, and a model card. The defaults make what is shipped: size S from scratch, the others from
-the shipped S.
+showed, and a model card; fails if size S misses a target of `check.py`. The defaults make what is
+shipped: size S from scratch, the others from the shipped S.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ def main(
     from transformers.utils import logging
 
     from outlay.testbeds.seer.card import measure, save
+    from outlay.testbeds.seer.check import holds
     from outlay.testbeds.seer.model import size_of
-    from outlay.testbeds.seer.store import load
-    from outlay.testbeds.seer.train import DEFAULTS, train
+    from outlay.testbeds.seer.recipe import DEFAULTS
+    from outlay.testbeds.seer.store import load, record
+    from outlay.testbeds.seer.train import train
 
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
@@ -68,6 +70,10 @@ def main(
         typer.echo(f"saved to {out}")
     measure(out, scenes)
     typer.echo((out / "README.md").read_text(encoding="utf-8"))
+    found = record(out)
+    if found["config"]["size"] == "S" and not all(holds(found["check"]).values()):
+        typer.echo("targets are missed", err=True)
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

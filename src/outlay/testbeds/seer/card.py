@@ -14,9 +14,9 @@ from typing import Any
 from outlay.testbeds.seer.check import TARGETS, check, holds, rows
 from outlay.testbeds.seer.evaluate import as_records
 from outlay.testbeds.seer.model import Seer
+from outlay.testbeds.seer.recipe import TrainConfig, Training
 from outlay.testbeds.seer.shapes import DIGITS_IN_ALL, TRAIN_SHARE
 from outlay.testbeds.seer.store import MEASURED, digest, load, record, write
-from outlay.testbeds.seer.train import TrainConfig, Training
 
 _HEAD = """---
 license: apache-2.0

@@ -29,8 +29,6 @@ from outlay.testbeds.seer.scenes import Scenes, generator, scenes
 
 Method = Callable[[Any], AbstractContextManager[Any]]
 """Takes a model, and keeps fewer of its visual tokens while it is entered."""
-_SHOWN = 5_000_000
-"""Pixels of the scenes drawn at a time."""
 
 
 @dataclass(frozen=True)

@@ -270,10 +270,11 @@ class Seer:
         elif self.size.tiled:
             height, width = seen.size
             limit = 2 * self.size.side
-            if max(height, width) > limit or height % seen.patch or width % seen.patch:
+            patch = self.size.patch
+            if max(height, width) > limit or height % patch or width % patch:
                 raise InputError(
                     f"pictures of {height}x{width}; size HR sees sides that are multiples of "
-                    f"{self.size.patch}, up to {limit}"
+                    f"{patch}, up to {limit}"
                 )
             prefix = [IMG] * tiled_tokens(height, width, self.size)
             pixels = tiles(normalised(seen.images), self.size)

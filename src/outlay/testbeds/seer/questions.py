@@ -38,7 +38,6 @@ SCENE_KINDS = (*ONE_TOKEN, "where")
 """Kinds that scenes without words have; the default mix."""
 PACKED = 10
 """Most questions of one scene in one training sequence."""
-MAX_QUESTIONS = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from outlay.testbeds.seer.clips import Clips, clips, draw_of_clips
 from outlay.testbeds.seer.grids import How, random_grids, weights
 from outlay.testbeds.seer.model import look, normalised, size_of
 from outlay.testbeds.seer.questions import BOS, FRAME, Packed, pack
+from outlay.testbeds.seer.recipe import TrainConfig
 from outlay.testbeds.seer.scenes import generator
-from outlay.testbeds.seer.train import FEATURE, NOTHING, Prefix, TrainConfig
+from outlay.testbeds.seer.train import FEATURE, NOTHING, Prefix
 
 LENGTHS = {1: 0.2, 4: 0.15, 8: 0.25, 16: 0.4}
 """Share of batches by frames of a clip."""

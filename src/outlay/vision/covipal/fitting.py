@@ -16,6 +16,7 @@ from outlay.errors import InputError
 from outlay.vision.base import Positions
 from outlay.vision.covipal.guidance import Queries, Sinks, guidance_layer, targets, unpruned
 from outlay.vision.covipal.lessons import Batch, Lessons, collect
+from outlay.vision.covipal.losses import budgeted_sigmoid, counts
 from outlay.vision.covipal.method import CoViPAL
 from outlay.vision.covipal.pruning import Amount, Pruning, given, of_modules
 from outlay.vision.covipal.soft import SoftMask
@@ -94,7 +95,9 @@ def fitted(
             one = Amount(((layers[0], ratio),), min_keep=method.min_keep)
             calibration[ratio] = accuracy(model, validation, ppms, one, method.positions)
         hard = accuracy(model, validation, ppms, much, method.positions)
-        about |= {"hard": hard, "hard_minus_soft": hard - soft_accuracy(model, validation, ppms)}
+        budget = None if method.gate == "soft" else much
+        soft = soft_accuracy(model, validation, ppms, budget)
+        about |= {"hard": hard, "hard_minus_soft": hard - soft}
     return Trained(
         ppms,
         lessons.guide,
@@ -158,16 +161,30 @@ def accuracy(
     return _share(right(model, batch, pruned) for batch in batches)
 
 
-def soft_accuracy(model: Any, batches: Sequence[Batch], ppms: Any) -> float:
-    """Share of rows that are right under soft removal, as stage 2 trains it."""
+def soft_accuracy(
+    model: Any, batches: Sequence[Batch], ppms: Any, much: Amount | None = None
+) -> float:
+    """Share of rows that are right under soft removal.
 
-    def chance(ppm: Any) -> Any:
+    Args:
+        model: frozen.
+        batches: labelled.
+        ppms: layer -> module.
+        much: chances are sigmoids that sum to its counts, as the gate "st_topk" moves them; None
+            takes the sigmoids of the scores, as the gate "soft" does.
+    """
+    ratios = None if much is None else dict(much.stairs)
+
+    def chance(layer: int, ppm: Any) -> Any:
         def of(tokens: Tokens, so_far_BN: Tensor) -> Tensor:
-            return tokens.scores(ppm).sigmoid() * tokens.visual_BN
+            score_BN, real_BN = tokens.scores(ppm), tokens.visual_BN
+            if ratios is None:
+                return score_BN.sigmoid() * real_BN
+            return budgeted_sigmoid(score_BN, counts(real_BN, ratios[layer]), real_BN, 1.0)
 
         return of
 
-    chances = {layer: chance(ppm) for layer, ppm in ppms.items()}
+    chances = {layer: chance(layer, ppm) for layer, ppm in ppms.items()}
 
     def softened(hide: Tensor | None) -> SoftMask:
         return SoftMask(model, chances, hide=hide)
@@ -192,6 +209,7 @@ def oracle_accuracy(
     watch = Watch(model, attention=[layer])
     found = []
     for batch in batches:
+        watch.hide = answers(batch)
         with watch:
             unpruned(model, batch)
             truth = targets(watch, layer, queries=queries, sinks=sinks)

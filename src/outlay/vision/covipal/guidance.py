@@ -1,9 +1,9 @@
 """What stage 1 learns from: how much a deeper layer of the model looks at every visual token.
 
 A_k is the attention that visual token k gets in layer l_g of the unpruned model, summed over heads
-and over the query rows after the image (question and, where it is given, answer). Some tokens draw
-attention whatever is asked ("sinks"); they can be clipped, or the attention of the last visual
-token, which cannot know the question, can be taken off.
+and over the query rows after the image: question and, where it is given, answer, or the question's
+last token alone. Some tokens draw attention whatever is asked ("sinks"). They can be clipped, or
+the attention of the last visual token, which cannot know the question, can be taken off.
 
 B rows, T prompt tokens, N visual tokens of a row, H heads, Q query rows.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from outlay.errors import InputError
 from outlay.vision.base import Seen
 from outlay.vision.counts import half_up
-from outlay.vision.covipal.tokens import Watch
+from outlay.vision.covipal.tokens import Watch, shown
 
 Queries = Literal["text", "last"]
 Sinks = Literal["keep", "clip", "baseline"]
@@ -53,12 +53,16 @@ def guidance_layer(depth: int, asked: int | None, prune: int) -> int:
     return layer
 
 
-def query_rows(seen: Seen, which: Queries = "text") -> tuple[Tensor, Tensor]:
+def query_rows(
+    seen: Seen, which: Queries = "text", hide: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Places (B, Q) of the query rows, and which of them are real.
 
     Args:
         seen: the prompt.
-        which: all text after a row's last visual token, or its last token.
+        which: all text after a row's last visual token, answer and all; or the last token of the
+            question, from which the answer is predicted.
+        hide: (B, T) True at the answer; None where there is none.
 
     Raises:
         InputError: if a row has no text after its image, or for another word.
@@ -67,7 +71,8 @@ def query_rows(seen: Seen, which: Queries = "text") -> tuple[Tensor, Tensor]:
         raise InputError(f"queries={which!r}; use 'text' or 'last'")
     index_T = torch.arange(seen.visual_BT.shape[1], device=seen.visual_BT.device)
     last_B = (seen.visual_BT * index_T).amax(1)
-    after_BT = seen.text & (index_T > last_B[:, None])
+    text_BT = shown(seen.text, hide) if which == "last" else seen.text
+    after_BT = text_BT & (index_T > last_B[:, None])
     if not bool(after_BT.any(1).all()):
         row = int((~after_BT.any(1)).nonzero()[0])
         raise InputError(
@@ -118,7 +123,7 @@ def targets(
     if sinks not in get_args(Sinks):
         raise InputError(f"sinks={sinks!r}; use 'keep', 'clip' or 'baseline'")
     seen = watch.seen
-    at_BQ, real_BQ = query_rows(seen, queries)
+    at_BQ, real_BQ = query_rows(seen, queries, watch.hide)
     sums_BT = attention_sums(watch, layer, at_BQ, real_BQ)
     index_T = torch.arange(seen.visual_BT.shape[1], device=seen.visual_BT.device)
     if sinks == "baseline":

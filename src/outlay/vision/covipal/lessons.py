@@ -26,7 +26,7 @@ MAX_BATCHES = 1_000_000
 MAX_STATE_BYTES = 16 * 2**30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lessons(Dataset[dict[str, Any]]):
     """Batches with what stage 1 needs of them; an item is one whole batch.
 
@@ -102,7 +102,7 @@ def collect(
         prune_layers: before which tokens will go.
         guidance: the guidance layer; several keep the attention of each, and the first teaches;
             None is two thirds of the way.
-        queries: whose attention counts: "text" after the image, or the "last" token.
+        queries: whose attention counts: all "text" after the image, or the question's "last" token.
         sinks: "keep", "clip" or "baseline", see `targets`.
         keep_states: keep the streams in memory; else every step runs the model's first layers
             again.

@@ -30,6 +30,7 @@ from outlay.vision.counts import counts_of, staircase
 from outlay.vision.covipal.losses import Gate, Stage1Loss, Teacher
 from outlay.vision.covipal.ppm import PPM, Shape, Variant
 from outlay.vision.covipal.pruning import Amount, Pruning, Ratio, amount, of_modules
+from outlay.vision.covipal.shipped import NAME, shipped
 from outlay.vision.covipal.store import Trained, load, save
 from outlay.vision.parts import need_tower
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 # Modules by model and folder, so that a method that is only a few knobs loads its weights once.
 _loaded: WeakKeyDictionary[Any, dict[str, Trained]] = WeakKeyDictionary()
-_checked: WeakKeyDictionary[Any, set[int]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class CoViPAL:
         text_context: whether the module sees the text.
         min_keep: least visual tokens of a row; 0 refuses a ratio that rounds to none.
         positions: tokens that enter keep their "original" positions, or "compact" ones.
-        saved: folder of trained modules, for a method that was not fitted in this process.
+        saved: folder of trained modules, for a method that was not fitted in this process; "seer"
+            stands for those that ship for the package's own seers.
         fitted: set by `fit`; `saved` is not read then.
 
     Raises:
@@ -89,7 +90,7 @@ class CoViPAL:
     text_context: bool = True
     min_keep: int = 1
     positions: Positions = "original"
-    saved: str = ""
+    saved: str = "seer"
     fitted: Trained | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -141,19 +142,12 @@ class CoViPAL:
         """
         found = self.fitted
         if found is None:
-            if not self.saved:
-                raise InputError(
-                    "CoViPAL is a trained method and this one has no modules; call fit(model, "
-                    "batches), or name a folder with saved="
-                )
             known = _loaded.setdefault(model, {})
             if self.saved not in known:
-                known[self.saved] = load(self.saved)
+                ready = self.saved == NAME
+                known[self.saved] = shipped(model) if ready else load(self.saved)
             found = known[self.saved]
-        checked = _checked.setdefault(model, set())
-        if id(found) not in checked:
-            found.check(model)
-            checked.add(id(found))
+        found.check(model)
         if missing := [layer for layer, _ in self.stairs if layer not in found.ppms]:
             raise InputError(
                 f"no module was trained for layer {missing[0]}; there are some for "

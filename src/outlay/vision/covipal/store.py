@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +25,8 @@ FORMAT = 1
 WEIGHTS, CONFIG = "ppm.safetensors", "ppm.json"
 SAMPLED = 64  # numbers of every weight in the fingerprint
 MAX_MODULES = 64
+# Of each model: its weights' versions, and the fingerprint that they had.
+_marks: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,21 @@ class Trained:
         Raises:
             InputError: if the fingerprints differ.
         """
-        if (found := fingerprint(model)) != self.model:
+        if (found := known_fingerprint(model)) != self.model:
             raise InputError(
                 f"this pruning module was trained for {self.model_id or 'a model'} with "
                 f"fingerprint {self.model[:12]}, and this {type(model).__name__} has "
                 f"{found[:12]}; load that model, or fit CoViPAL on this one"
             )
+
+
+def known_fingerprint(model: Any) -> str:
+    """`fingerprint`, computed again only after a weight has changed."""
+    version = sum(weight._version for weight in model.parameters())
+    known = _marks.get(model)
+    if known is None or known[0] != version:
+        known = _marks[model] = (version, fingerprint(model))
+    return known[1]
 
 
 @torch.no_grad()
@@ -161,5 +173,5 @@ def _built(home: Path, layer: int, shape: Shape, tensors: Mapping[str, torch.Ten
             )
         if not bool(torch.isfinite(found).all()):
             raise ModelError(f"{name} of layer {layer} in {home} is not finite; train it again")
-        wanted.copy_(found)
+        wanted.copy_(found)  # from half precision, where it was stored so
     return ppm.requires_grad_(False).eval()

@@ -58,7 +58,7 @@ class Recipe:
         lambda_b: weight of the budget in stage 2 (soft gate).
         lambda_h: weight of p (1 - p) at the end of stage 2, from 0 (soft gate).
         eps: what is left of a key of chance 0.
-        queries: whose attention guides: all "text" after the image, or the "last" token.
+        queries: whose attention guides: all "text" after the image, or the question's "last" token.
         sinks: of guidance attention: "keep", "clip" or "baseline".
         keep_states: keep the streams of all lessons in memory.
         checkpointing: recompute the frozen decoder's layers in the backward pass of stage 2.

@@ -57,12 +57,18 @@ class Measure:
         return self._known[rates]
 
     def _checked(self, found: Any, rates: Rates) -> Value:
+        shown = ", ".join(f"{rate:g}" for rate in rates)
         each: tuple[float, ...]
         try:
             each = (float(found),)
-        except (TypeError, ValueError):
-            each = tuple(map(float, found))
-        shown = ", ".join(f"{rate:g}" for rate in rates)
+        except (TypeError, ValueError, RuntimeError):  # more than one figure, in some container
+            try:
+                each = tuple(map(float, found))
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    f"the metric gave {found!r} under rates {shown}; it must be a number, or one "
+                    "for each sample"
+                ) from error
         if not each:
             raise InputError(f"the metric gave no figure under rates {shown}; give samples")
         for value in each:

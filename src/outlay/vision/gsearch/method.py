@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from outlay.errors import InputError
 from outlay.vision.base import Kept
-from outlay.vision.costs import Cost, match_budget, prefill
+from outlay.vision.costs import Cost, match_budget
 from outlay.vision.counts import counts_of
 from outlay.vision.gsearch.calibration import (
     Batch,
@@ -38,6 +38,7 @@ from outlay.vision.gsearch.calibration import (
     usable,
 )
 from outlay.vision.gsearch.measure import Measure, Perf, Value, shortfall
+from outlay.vision.gsearch.price import cost_of, lengths
 from outlay.vision.gsearch.schedule import QUERIES, KeepSchedule, Query, Rates, mean_rate
 from outlay.vision.gsearch.search import (
     Found,
@@ -355,36 +356,10 @@ class GSearch:
                 "cost='flops' needs to know how long prompts are; give calibration batches, or "
                 "use cost='tokens'"
             )
-        text, visual = _lengths(perf.batches, model_parts)
+        text, visual = lengths(perf.batches, model_parts)
         config = model_parts.text_config
         whole = cost_of((1.0,) * model_parts.num_layers, config, text, visual, 1).flops
         return lambda rates: cost_of(rates, config, text, visual, 1).flops / whole
-
-
-def cost_of(rates: Rates, config: Any, text: int, visual: int, asking: int) -> Cost:
-    """A prefill under keep rates; see `GSearch.prefill`."""
-    counts = counts_of(rates, visual)
-    ranked: list[int] = []
-    for before, after in zip([visual, *counts], counts, strict=False):
-        if after < before:
-            ranked += [text + before] * (asking or text + before)
-    return prefill(config, text, counts, ranked=ranked)
-
-
-def _lengths(batches: Sequence[Batch], model_parts: Parts) -> tuple[int, int]:
-    """Mean text and visual tokens of a row."""
-    import torch
-
-    images = torch.tensor(model_parts.image_ids)
-    visual = text = rows = 0
-    for batch in batches:
-        ids_BT = batch.inputs["input_ids"].cpu()
-        mask = batch.inputs.get("attention_mask")
-        seen = int(torch.isin(ids_BT, images).sum())
-        visual += seen
-        text += (ids_BT.numel() if mask is None else int(mask.sum())) - seen
-        rows += len(batch)
-    return max(1, round(text / rows)), round(visual / rows)
 
 
 def _name(model: Any) -> str:

@@ -188,7 +188,7 @@ def steepness(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Found:
-    """Mode II: the best P-Sigmoid of a budget.
+    """Mode II: the best P-Sigmoid of a budget; of equal ones, the least steep.
 
     Args:
         perf: measures rates; higher is better.

@@ -62,7 +62,7 @@ def _fitted(layout: Layout) -> list[tuple[float, float]]:
     for side, full, count in zip(
         layout.size, layout.canvas, (layout.rows, layout.columns), strict=True
     ):
-        length = min(full, math.ceil(round(side * scale, 7)))
+        length = min(full, math.ceil(side * scale))
         start = (full - length) // 2
         spans.append((start * count / full, (start + length) * count / full))
     return spans

@@ -60,6 +60,10 @@ class Layout:
     mosaic: tuple[int, int]
     shrunk: bool
 
+    def __post_init__(self) -> None:
+        for array in (self.place_K, self.partition_K, self.line_K, self.newline_K):
+            array.setflags(write=False)  # layouts are shared
+
     @property
     def tiles(self) -> int:
         """k."""
@@ -96,15 +100,15 @@ class Layout:
         A shrunk mosaic's scores are shrunk as its features are.
         """
         flat = scores_PN.flatten()
-        place_K = torch.from_numpy(self.place_K).to(flat.device)
+        place_K = torch.tensor(self.place_K).to(flat.device)
         scores_K = flat[place_K.clamp_min(0)]
         if self.shrunk:
             tiles = scores_PN[1:].unflatten(0, (self.rows, self.columns))
             whole = _mosaic(tiles.unflatten(-1, (self.grid, self.grid)), self.size)
             small = torch.nn.functional.interpolate(whole[None], self.mosaic, mode="bilinear")
             in_mosaic = (self.line_K >= 0) & ~self.newline_K
-            scores_K[torch.from_numpy(in_mosaic).to(flat.device)] = small.flatten()
-        newline_K = torch.from_numpy(self.newline_K).to(flat.device)
+            scores_K[torch.tensor(in_mosaic).to(flat.device)] = small.flatten()
+        newline_K = torch.tensor(self.newline_K).to(flat.device)
         return scores_K.masked_fill(newline_K, float("-inf"))
 
     def mask(self, keep_K: np.ndarray) -> np.ndarray:

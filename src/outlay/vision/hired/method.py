@@ -179,6 +179,11 @@ class HiRED:
                 raise InputError(f"{name}={getattr(self, name)!r}; use one of {choices}")
         if self.compat is not None:
             self._take(COMPAT[self.compat])
+        if self.query == "probe" and self.final_layer is not None:
+            raise InputError(
+                f"final_layer={self.final_layer} has no meaning with query='probe', which looks at "
+                "the tower's output; leave it out"
+            )
         if self.text_share and not self.respect_unpad:
             raise InputError("text_share ranks features, and padding has none; set respect_unpad")
 

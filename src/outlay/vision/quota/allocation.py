@@ -31,6 +31,12 @@ Grid = tuple[int, int]
 Newline = Literal["grid", "one_token", "none"]
 Rounding = Literal["largest", "floor"]
 Spill = Literal["water", "sweep"]
+Assigner = Literal["bilinear", "avgpool", "linspace", "merge", "lines"]
+ASSIGNERS: tuple[str, ...] = get_args(Assigner)
+FLAT = ("linspace", "merge")
+"""Assigners whose tokens are no grid."""
+GROWS = ("bilinear",)
+"""Assigners that may give more tokens than the map has."""
 MAX_TOKENS = 2**31
 MAX_SHARPNESS = 100.0
 _DIGITS = 12  # scores that differ less, relative to the largest, are equal
@@ -150,7 +156,7 @@ def quotas(
         min_tokens: that every frame gets before weights count; 0 is the paper's.
         rounding: "largest" remainders, or the paper's "floor".
         spill: what a full frame cannot hold goes to the others exactly ("water") or in the
-            release's single pass ("sweep").
+            release's single pass ("sweep", which always floors).
 
     Raises:
         BudgetError: if `min_tokens` for every frame is more than `n_t`.
@@ -272,3 +278,17 @@ def grid(tokens: int, native: Grid | None = None) -> Grid:
         elif w >= native[1]:
             h, w = min(native[0], tokens // native[1]), native[1]
     return (h, w) if h * w else (0, 0)
+
+
+def shape_of(quota: int, assigner: Assigner, native: Grid, *, capped: bool) -> Grid:
+    """Rows and columns that a quota gives; a flat assigner has one row.
+
+    Args:
+        quota: tokens.
+        assigner: see `outlay.vision.quota.assigners`.
+        native: size of the map.
+        capped: never exceed it.
+    """
+    if assigner in FLAT:
+        return (1, quota) if quota else (0, 0)
+    return grid(quota, native if capped or assigner not in GROWS else None)

@@ -13,37 +13,14 @@ Shapes: H x W map, D width, h x w grid, n tokens.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from outlay.errors import InputError
-from outlay.vision.quota.allocation import Grid, grid
+from outlay.vision.quota.allocation import ASSIGNERS, Assigner, Grid
 from outlay.vision.quota.checks import one_of
 from outlay.vision.quota.merging import merge, merge_lines
-
-Assigner = Literal["bilinear", "avgpool", "linspace", "merge", "lines"]
-ASSIGNERS: tuple[str, ...] = get_args(Assigner)
-FLAT = ("linspace", "merge")
-"""Assigners whose tokens are no grid."""
-GROWS = ("bilinear",)
-"""Assigners that may give more tokens than the map has."""
-
-
-def shape_of(quota: int, assigner: Assigner, native: Grid, *, capped: bool) -> Grid:
-    """Rows and columns that a quota gives; a flat assigner has one row.
-
-    Args:
-        quota: tokens.
-        assigner: see the module.
-        native: size of the map.
-        capped: never exceed it.
-    """
-    if assigner in FLAT:
-        return (1, quota) if quota else (0, 0)
-    return grid(quota, native if capped or assigner not in GROWS else None)
 
 
 def assign(map_HWD: Tensor, size: Grid, assigner: Assigner = "bilinear") -> Tensor:

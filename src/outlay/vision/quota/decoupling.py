@@ -14,9 +14,9 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from outlay.budget import Budget
 from outlay.errors import InputError
@@ -109,6 +109,18 @@ class Asked:
     event: str = ""
     parsed: bool = True
     reply: str = ""
+
+
+Frames = Sequence[Any]
+"""Of one video: arrays (H, W, 3), pictures of Pillow, tensors; whatever a scorer takes."""
+
+
+class Scorer(Protocol):
+    """What scores frames."""
+
+    def __call__(self, frames: Frames, asked: Asked) -> Sequence[float]:
+        """One score >= 0 a frame."""
+        ...
 
 
 def decouple(question: str, ask: Ask | None = None, mode: Mode = "entity") -> Asked:

@@ -3,7 +3,7 @@
 LLaVA-OneVision pools a video's maps inside `get_video_features`; what comes before that is had only
 by running tower and projector again, which is done here the way the model does it.
 
-Shapes: F frames, H x W map, K = H * W tokens, D width of the decoder.
+Shapes: F frames of X x Y pixels, H x W map (H = W), K = H * W tokens, D width of the decoder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def frame_maps(model: Any, pixels_F3XY: Tensor, *, batch: int = 64) -> Tensor:
     Raises:
         CapabilityError: for a model without a tower, without a projector, or whose tower gives
             other tokens than one a patch.
-        InputError: for no frames, or pixels of another shape.
+        InputError: for no frames, or pixels of another shape than the tower takes.
     """
     found = need_tower(model, METHOD)
     projector = getattr(found.inner, "multi_modal_projector", None)
@@ -45,6 +45,12 @@ def frame_maps(model: Any, pixels_F3XY: Tensor, *, batch: int = 64) -> Tensor:
     if not len(pixels_F3XY):
         raise InputError("the video has no frames; give at least one")
     config = model.config
+    side = config.vision_config.image_size
+    if tuple(pixels_F3XY.shape[-2:]) != (side, side):
+        raise InputError(
+            f"frames of {pixels_F3XY.shape[-2]} x {pixels_F3XY.shape[-1]} pixels; the tower sees "
+            f"{side} x {side}: give what its processor made"
+        )
     layers = config.vision_feature_layer
     first = 1 if config.vision_feature_select_strategy == "default" else 0
     parts = []
@@ -60,13 +66,13 @@ def frame_maps(model: Any, pixels_F3XY: Tensor, *, batch: int = 64) -> Tensor:
         parts.append(projector(chosen))
     flat_FKD = torch.cat(parts)
     patch = config.vision_config.patch_size
-    H, W = (side // patch for side in pixels_F3XY.shape[-2:])
-    if flat_FKD.shape[1] != H * W:
+    across = side // patch
+    if flat_FKD.shape[1] != across**2:
         raise CapabilityError(
-            f"the tower gives {flat_FKD.shape[1]} tokens for {H} x {W} patches, which is no map; "
-            "set vision_feature_select_strategy so that the class token goes"
+            f"the tower gives {flat_FKD.shape[1]} tokens for {across} x {across} patches, which is "
+            "no map; set vision_feature_select_strategy so that the class token goes"
         )
-    return flat_FKD.unflatten(1, (H, W))
+    return flat_FKD.unflatten(1, (across, across))
 
 
 def newline_of(model: Any) -> Tensor | None:

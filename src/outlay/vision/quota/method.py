@@ -29,23 +29,26 @@ from outlay.budget import Budget
 from outlay.errors import BudgetError, InputError
 from outlay.vision.quota import allocation as allocations
 from outlay.vision.quota.allocation import (
+    ASSIGNERS,
+    FLAT,
+    GROWS,
     MAX_SHARPNESS,
     MAX_TOKENS,
     Allocation,
+    Assigner,
     Grid,
     Newline,
     Rounding,
     Spill,
+    shape_of,
 )
 from outlay.vision.quota.checks import one_of, real, whole
-from outlay.vision.quota.decoupling import Ask, Asked, Mode, decouple
+from outlay.vision.quota.decoupling import Ask, Asked, Frames, Mode, Scorer, decouple
 from outlay.vision.quota.sampling import MAX_FRAMES, Sampled, sample
 
 if TYPE_CHECKING:
-    from outlay.vision.quota.assigners import Assigner
     from outlay.vision.quota.prompts import Prepared
     from outlay.vision.quota.pruner import QuotaPruner
-    from outlay.vision.quota.scorers import Frames, Scorer
 
 Row = Sequence[float]
 
@@ -108,12 +111,12 @@ class QuoTA:
         whole("min_tokens", self.min_tokens, 0, self.n_t)
         whole("score_batch", self.score_batch, 1, 65_536)
         whole("max_score_pixels", self.max_score_pixels, 1, 2**31)
-        one_of("assigner", self.assigner, ("bilinear", "avgpool", "linspace", "merge", "lines"))
+        one_of("assigner", self.assigner, ASSIGNERS)
         one_of("decouple", self.decouple, get_args(Mode))
         one_of("rounding", self.rounding, get_args(Rounding))
         one_of("spill", self.spill, get_args(Spill))
         one_of("newline", self.newline, ("auto", *get_args(Newline)))
-        if self.newline == "grid" and self.assigner in ("linspace", "merge"):
+        if self.newline == "grid" and self.assigner in FLAT:
             raise InputError(
                 f"newline='grid' ends the rows of a grid, and assigner={self.assigner!r} gives "
                 "none; use newline='one_token'"
@@ -169,8 +172,6 @@ class QuoTA:
             BudgetError: for a budget without tokens or of other tokens, or one that `min_tokens`
                 exceeds.
         """
-        from outlay.vision.quota.assigners import GROWS, shape_of
-
         n_t = self.n_t
         if budget is not None:
             if budget.tokens is None or budget.counts != "prompt":
@@ -225,10 +226,10 @@ class QuoTA:
         Args:
             model: answers.
             inputs: as its processor made them, with all placeholders; one video a row.
-            question: of every row, for scoring; not needed with `scores`.
+            question: of every row, or one text for all, for scoring; not needed with `scores`.
             scores: of every row's frames; of one row alone, as they are.
-            frames: what the scorer sees of every row, of one row alone as they are; None shows it
-                the pixels of `inputs`.
+            frames: what the scorer sees, of every row; of one row and one text, as they are. None
+                shows it the pixels of `inputs`.
             marks: tokens right before a frame's placeholders that go with it (one image a frame
                 only).
 

@@ -235,8 +235,9 @@ def _scored(
         if question is None:
             raise InputError("nothing says what matters; give the question, or scores")
         asked = [question] * rows if isinstance(question, str) else list(question)
-        shown = list(pixels) if frames is None else frames
-        shown = [shown] if frames is not None and rows == 1 and len(shown) != 1 else shown
+        shown = pixels if frames is None else frames
+        if frames is not None and rows == 1 and isinstance(question, str):
+            shown = [frames]
         if len(asked) != rows or len(shown) != rows:
             raise InputError(
                 f"{rows} rows, {len(asked)} questions and frames of {len(shown)} videos; need as "

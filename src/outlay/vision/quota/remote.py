@@ -21,8 +21,8 @@ from outlay.models.retry import Retry, Timeouts, Tries
 from outlay.models.transport import Transport, Wire
 from outlay.models.wire import parse_usage
 from outlay.vision.quota.checks import one_of, whole
-from outlay.vision.quota.decoupling import Asked
-from outlay.vision.quota.scorers import Frames, Normalise, picture
+from outlay.vision.quota.decoupling import Asked, Frames
+from outlay.vision.quota.scorers import Normalise, picture
 
 
 @dataclass

@@ -9,7 +9,8 @@ read frames; `outlay.vision.quota.remote` asks a server.
   batch of frames, nothing is generated.
 - `CosineScorer`: a model with two towers, such as CLIP; the score is the cosine between frame and
   text.
-- `cached`: any scorer, remembered on disk.
+
+`outlay.vision.quota.stored` keeps what a scorer said on disk.
 
 Differs from the paper: both writings of a letter count (with and without a space before it), where
 the release reads one token id; and a score may be taken among the two letters alone.
@@ -22,32 +23,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from outlay.errors import CapabilityError, InputError
+from outlay.errors import CapabilityError, DependencyError, InputError
 from outlay.models.base import Account
 from outlay.vision.quota.allocation import check_scores
 from outlay.vision.quota.checks import one_of, whole
-from outlay.vision.quota.decoupling import Asked
+from outlay.vision.quota.decoupling import Asked, Frames, Scorer
 from outlay.vision.quota.sampling import MAX_FRAMES
 
-Frames = Sequence[Any]
 Encode = Callable[[Frames, str], Mapping[str, Any]]
 """Frames and the text that is asked of each -> inputs of a model, padded on the left."""
 Normalise = Literal["vocabulary", "letters"]
 MAX_BATCH = 65_536
-
-
-class Scorer(Protocol):
-    """What scores frames."""
-
-    def __call__(self, frames: Frames, asked: Asked) -> Sequence[float]:
-        """One score >= 0 a frame."""
-        ...
+_BICUBIC = 3  # as Pillow numbers it
 
 
 def score(
@@ -141,9 +134,9 @@ class LetterScorer:
 
     @property
     def name(self) -> str:
-        """Names the model and how it is read, for stored scores."""
-        place = getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__
-        return f"letters:{place}:{self.yes}:{self.no}:{self.normalise}"
+        """Names the model and how it is read, for stored scores; "" for a model without a name."""
+        place = _place(self.model)
+        return place and f"letters:{place}:{self.yes}:{self.no}:{self.normalise}"
 
     @torch.no_grad()
     def __call__(self, frames: Frames, asked: Asked) -> list[float]:
@@ -239,9 +232,12 @@ def picture(frame: Any) -> Any:
 
     Raises:
         InputError: for something that is no frame.
+        DependencyError: without Pillow.
     """
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DependencyError("pictures need Pillow: pip install 'outlay[vision]'") from error
     if isinstance(frame, Image.Image):
         return frame
     try:
@@ -255,19 +251,22 @@ def picture(frame: Any) -> Any:
 
 def shrunk(frame: Any, max_pixels: int | None) -> Any:
     """A picture with at most `max_pixels`, its sides in proportion; other frames as they are."""
-    from PIL import Image
-
-    if isinstance(frame, Image.Image):
-        height, width = frame.height, frame.width
-    elif isinstance(frame, np.ndarray) and frame.ndim >= 2:
+    if isinstance(frame, np.ndarray) and frame.ndim >= 2:
         height, width = frame.shape[:2]
+    elif hasattr(frame, "resize") and hasattr(frame, "width"):
+        height, width = frame.height, frame.width
     else:
         return frame
     if max_pixels is None or height * width <= max_pixels:
         return frame
     scale = (max_pixels / (height * width)) ** 0.5
     size = (max(1, int(width * scale)), max(1, int(height * scale)))
-    return picture(frame).resize(size, Image.Resampling.BICUBIC)
+    return picture(frame).resize(size, _BICUBIC)
+
+
+def _place(model: Any) -> str:
+    """Where a model was loaded from."""
+    return str(getattr(model.config, "_name_or_path", "") or "")
 
 
 @dataclass
@@ -297,9 +296,9 @@ class CosineScorer:
 
     @property
     def name(self) -> str:
-        """Names the model, for stored scores."""
-        place = getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__
-        return f"cosine:{place}"
+        """Names the model, for stored scores; "" for a model without a name."""
+        place = _place(self.model)
+        return place and f"cosine:{place}"
 
     @torch.no_grad()
     def __call__(self, frames: Frames, asked: Asked) -> list[float]:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from outlay.errors import InputError, ResultsError
-from outlay.vision.quota.decoupling import Asked
-from outlay.vision.quota.scorers import Frames, Scorer, score
+from outlay.vision.quota.decoupling import Asked, Frames, Scorer
+from outlay.vision.quota.scorers import score
 
 _SECONDS = 30.0  # that a process waits for another one
 
@@ -30,7 +30,8 @@ class StoredScores:
     Args:
         scorer: asked about frames that are not stored.
         path: of the SQLite file; made where it is not there.
-        name: of the scorer; None takes its `name`. Another model needs another name.
+        name: of the scorer; None takes its `name`, which models have that were loaded from
+            somewhere. Another model needs another name.
 
     Raises:
         InputError: without a name, or for a path that is a folder.
@@ -44,7 +45,10 @@ class StoredScores:
         if self.name is None:
             self.name = getattr(self.scorer, "name", None)
         if not self.name:
-            raise InputError("stored scores need the scorer's name; give name=")
+            raise InputError(
+                "stored scores need the scorer's name, so that another model's are told apart; "
+                "wrap it as StoredScores(scorer, path, name=...), or give it a `name`"
+            )
         if Path(self.path).is_dir():
             raise InputError(f"cache={str(self.path)!r} is a folder; name a file in it")
 

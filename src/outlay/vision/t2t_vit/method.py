@@ -70,7 +70,7 @@ class T2TViT:
         rows: length of the performer's random rows, "sqrt_m" as released, or "sqrt_c", as long as
             Gaussian rows, whose features estimate the softmax kernel.
         token_dropout: in the performer's blocks, in training.
-        ema_decay: of averaged weights, at most; shorter runs get less.
+        ema_decay: of averaged weights, at most, for `training.averaged`; short runs get less.
 
     Raises:
         InputError: for a knob out of its range, or an image that the splits do not fit.

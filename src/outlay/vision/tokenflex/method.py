@@ -10,14 +10,15 @@ What the paper does not say and this package chose is listed with the projector 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from outlay.errors import CapabilityError
+from outlay.errors import CapabilityError, InputError
 from outlay.vision.base import Kept
 from outlay.vision.dropper import Dropper
 from outlay.vision.parts import need_tower
@@ -49,6 +50,12 @@ class TokenFlex:
 
     def __post_init__(self) -> None:
         grid_of(self.n)
+
+    def within(self, tokens: int, total: int, layers: int) -> TokenFlex:
+        """See `outlay.vision.base.Budgeted`: the largest square grid that the budget pays for."""
+        if tokens < 1:
+            raise InputError(f"tokens={tokens}; an image needs at least 1")
+        return replace(self, n=math.isqrt(min(tokens, total)) ** 2)
 
     def prepare(
         self, model: Any, inputs: Mapping[str, Any], *, padding: Side = "left"

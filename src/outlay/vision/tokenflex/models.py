@@ -173,8 +173,9 @@ FlexLlavaNextForConditionalGeneration.register_for_auto_class(AUTO_CLASS)
 def convert(model: Any, settings: ProjectorConfig | None = None) -> Any:
     """A flexible model that shares tower and decoder with a plain one.
 
-    The projector is new, and needs training; with `projector="mlp"` it has the weights of the one
-    that it replaces, so that a pre-trained model can be pooled without training.
+    The projector is new (drawn from torch's global generator), and needs training; with
+    `projector="mlp"` it has the weights of the one that it replaces, so that a pre-trained model
+    can be pooled without training.
 
     Args:
         model: `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`; not changed,
@@ -212,6 +213,9 @@ def convert(model: Any, settings: ProjectorConfig | None = None) -> Any:
     made.model.multi_modal_projector = projector.to(first.device, first.dtype)
     made.lm_head = model.lm_head
     made.generation_config = copy.deepcopy(model.generation_config)
+    # Each part has its own configuration, and the whole must know those very ones.
+    made.config.vision_config = made.model.vision_tower.config
+    made.config.text_config = made.model.language_model.config
     made.config._attn_implementation = model.config._attn_implementation
     return made.train(model.training)
 

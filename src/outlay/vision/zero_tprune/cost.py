@@ -15,7 +15,7 @@ from typing import Any
 from outlay.errors import CapabilityError, InputError
 from outlay.vision.zero_tprune.baselines import PatchRanking
 from outlay.vision.zero_tprune.method import ZeroTPrune
-from outlay.vision.zero_tprune.schedule import Stage, counts
+from outlay.vision.zero_tprune.schedule import Stage, counts, placed
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def overhead(shape: Shape, method: ZeroTPrune | PatchRanking) -> int:
     order = method.order if isinstance(method, ZeroTPrune) else "i-s-i"
     seen = counts(method.stages, shape.patches, shape.depth, order)
     return sum(
-        layer_macs(shape, method, stage, seen[stage.block - 1])
-        for stage in method.stages
+        layer_macs(shape, method, stage, seen[block - 1])
+        for block, stage in placed(method.stages, shape.depth).items()
         if not stage.idle
     )

@@ -44,7 +44,7 @@ from outlay.vision.zero_tprune.tower import Feature, Reduce
 if TYPE_CHECKING:
     from torch import Tensor
 
-Preset = Literal["deit_s_3g"]
+Preset = Literal["deit_s_3g", "last"]
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,14 @@ class ZeroTPrune:
 
     Args:
         schedule: stages, or tuples (block, rate, r, T): after block `block` (counted from 1), drop
-            `r` near copies, then keep `rate` of the rest by `T` votes. Empty takes the preset.
-        preset: a published schedule, used where `schedule` is empty.
+            `r` near copies, then keep `rate` of the rest by `T` votes; block -1 is the last place.
+            Empty takes the preset.
+        preset: used where `schedule` is empty: "deit_s_3g" is published; "last" (ours) keeps a
+            quarter before the last block, for towers of vision-language models.
         cls_boost: the class token starts with sqrt(N) times a patch's score, "uni" otherwise. Has
             no effect in towers whose class token is absent or not used by the decoder.
         vhf: bounds of a head's variance; heads outside do not count. None counts all. "auto" is the
-            published (0.01, 0.7) with a preset and None with a schedule, until `fit` decides.
+            published (0.01, 0.7) with the published preset, else None, until `fit` decides.
         head_agg: how heads make one score: "eir" (root of the mean of squares), "mean" or "max".
         s_partition: which patches may be dropped as copies: the less ("seq_u") or more ("seq_i")
             important half, every other ("alt"), a "random" half, or any ("full").
@@ -138,7 +140,7 @@ class ZeroTPrune:
         if self.ranges is not None:
             return self.ranges[[other.block for other in self.stages].index(stage.block)]
         if self.vhf == "auto":
-            return None if self.schedule else PUBLISHED
+            return None if self.schedule or self.preset != "deit_s_3g" else PUBLISHED
         return self.vhf
 
     def __call__(self, model: Any) -> Pruning:

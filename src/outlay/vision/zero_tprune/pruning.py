@@ -22,10 +22,8 @@ from torch import Tensor, nn
 from outlay.errors import CapabilityError, InputError
 from outlay.vision.base import Choice, Kept, Positions, Seen
 from outlay.vision.dropper import Dropper
-from outlay.vision.zero_tprune.schedule import Order, Stage, counts
-from outlay.vision.zero_tprune.tower import Reader, Tower, find_tower
-
-_OPEN = "_outlay_tower_pruning"  # on a tower while patches leave it
+from outlay.vision.zero_tprune.schedule import Order, Stage, placed
+from outlay.vision.zero_tprune.tower import Reader, Tower, claim, find_tower, release
 
 
 @dataclass(frozen=True)
@@ -122,9 +120,9 @@ class Pruning:
         positions: Positions = "original",
     ) -> None:
         self.tower: Tower = find_tower(model)
-        self.stages = {stage.block: stage for stage in stages if not stage.idle}
+        at = placed(stages, self.tower.depth)
+        self.stages = {block: stage for block, stage in at.items() if not stage.idle}
         self.choose, self.order, self.protect = choose, order, tuple(protect)
-        counts(stages, MANY, self.tower.depth, order)
         self.kept = KeptPatches(special=self.tower.special)
         blocks = self.tower.blocks
         self.readers = {
@@ -146,12 +144,7 @@ class Pruning:
             self._dropper.kept = self.kept
 
     def __enter__(self) -> KeptPatches:
-        module = self.tower.module
-        if getattr(module, _OPEN, False):
-            raise CapabilityError(
-                "patches are leaving this tower already; leave that context first"
-            )
-        setattr(module, _OPEN, True)
+        claim(self.tower)
         blocks: Any = self.tower.blocks
         self._handles = [blocks[0].register_forward_pre_hook(self._begin, with_kwargs=True)]
         for block, reader in self.readers.items():
@@ -172,7 +165,7 @@ class Pruning:
         for reader in self.readers.values():
             reader.close()
         self._handles, self._alive_BN = [], None
-        delattr(self.tower.module, _OPEN)
+        release(self.tower)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the first block: everything is alive."""
@@ -276,9 +269,6 @@ class Pruning:
         full = flat.new_full((len(flat), length, flat.shape[-1]), float("nan"))
         full = full.scatter(1, at_BK[..., None].expand(-1, -1, flat.shape[-1]), flat)
         return full.reshape(*output.shape[:-2], length, output.shape[-1])
-
-
-MANY = 10**9  # patches that no schedule uses up; checks places alone
 
 
 def _present(seen: Seen) -> Choice:

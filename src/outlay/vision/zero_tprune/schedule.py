@@ -24,7 +24,8 @@ class Stage:
     """One pruning layer.
 
     Args:
-        block: after which it stands, counted from 1; the last block has none after it.
+        block: after which it stands, counted from 1. Negative ones count places from the end: -1 is
+            the last place, before the last block that counts.
         rate: share of the patches left by the S-stage that stays, in (0, 1].
         r: near copies that the S-stage drops.
         votes: T of the weighted PageRank.
@@ -39,8 +40,8 @@ class Stage:
     votes: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
-            raise InputError(f"block={self.block!r}; blocks are counted from 1")
+        if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block == 0:
+            raise InputError(f"block={self.block!r}; count from 1, or from the end with -1")
         if not isinstance(self.rate, (int, float)) or not 0 < self.rate <= 1:
             raise InputError(f"rate={self.rate!r} after block {self.block}; must lie in (0, 1]")
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 0:
@@ -107,10 +108,32 @@ def as_stages(schedule: Sequence[Stage | Sequence[float]]) -> tuple[Stage, ...]:
             for value in (values[0], *values[2:])
         ]
         stages.append(Stage(whole[0], values[1], *whole[1:]))  # type: ignore[arg-type]
-    blocks = [stage.block for stage in stages]
-    if blocks != sorted(set(blocks)):
-        raise InputError(f"schedule has stages after blocks {blocks}; blocks must rise")
+    for sign in (1, -1):
+        blocks = [stage.block for stage in stages if sign * stage.block > 0]
+        _check_rising(blocks)
     return tuple(stages)
+
+
+def placed(stages: Sequence[Stage], blocks: int) -> dict[int, Stage]:
+    """Stages by the block that they stand after, from 1, in a tower of so many blocks.
+
+    Raises:
+        InputError: for a place that the tower does not have, or blocks that do not rise.
+    """
+    at = [stage.block if stage.block > 0 else blocks + stage.block for stage in stages]
+    for stage, block in zip(stages, at, strict=True):
+        if not 0 < block < blocks:
+            raise InputError(
+                f"a stage after block {stage.block} of {blocks}; the last place is after block "
+                f"{blocks - 1}, for nothing would see fewer tokens"
+            )
+    _check_rising(at)
+    return dict(zip(at, stages, strict=True))
+
+
+def _check_rising(blocks: Sequence[int]) -> None:
+    if list(blocks) != sorted(set(blocks)):
+        raise InputError(f"schedule has stages after blocks {list(blocks)}; blocks must rise")
 
 
 def counts(
@@ -121,14 +144,7 @@ def counts(
     Raises:
         InputError: for a stage after the last block or later, or where no patch is left.
     """
-    at = {stage.block: stage for stage in stages}
-    for block in at:
-        if block >= blocks:
-            raise InputError(
-                f"a stage after block {block} of {blocks}; the last place is after block "
-                f"{blocks - 1}, for nothing would see fewer tokens"
-            )
-    seen = []
+    at, seen = placed(stages, blocks), []
     for block in range(1, blocks + 1):
         seen.append(patches)
         if block in at:
@@ -170,6 +186,10 @@ def stages_for(stages: Sequence[Stage], left: int, patches: int) -> tuple[Stage,
 
 _DEIT_S = ((1, 1.0, 10, 30), (3, 0.9, 10, 5), (6, 0.8, 10, 5), (9, 0.7, 10, 1), (11, 1.0, 10, 1))
 PRESETS: Mapping[str, tuple[Stage, ...]] = MappingProxyType(
-    {"deit_s_3g": as_stages([tuple(map(float, row)) for row in _DEIT_S])}
+    {
+        "deit_s_3g": as_stages([tuple(map(float, row)) for row in _DEIT_S]),
+        "last": (Stage(-1, 0.25, 0, 5),),
+    }
 )
-"""Published schedules: DeiT-S at 224 pixels for about 3.08 G multiply-adds."""
+"""The published schedule of DeiT-S at 224 pixels, about 3.08 G multiply-adds; and a quarter of the
+patches before the last block (ours), for towers of vision-language models."""

@@ -22,6 +22,7 @@ from outlay.vision.cls_attention import feature_layer, tower_layers
 
 Feature = Literal["key", "query", "value", "x"]
 Reduce = Literal["concat", "mean"]
+_OPEN = "_outlay_vision_tower"  # on a tower while a method is open on it
 _SPECIAL = (("cls_token", 1), ("class_embedding", 1), ("distillation_token", 1))
 
 
@@ -83,6 +84,29 @@ def find_tower(model: Any) -> Tower:
         last = feature_layer(model)
         classified = getattr(model.config, "vision_feature_select_strategy", "") != "default"
     return Tower(module, blocks, special_tokens(module), inside, last, classified)
+
+
+def need_free(tower: Tower) -> None:
+    """Refuse a tower on which a method is open.
+
+    Raises:
+        CapabilityError: if one is.
+    """
+    if getattr(tower.module, _OPEN, False):
+        raise CapabilityError(
+            "tokens leave this tower already under another context; leave that one first"
+        )
+
+
+def claim(tower: Tower) -> None:
+    """Mark a tower as taken, until `release`; see `need_free` for what it raises."""
+    need_free(tower)
+    setattr(tower.module, _OPEN, True)
+
+
+def release(tower: Tower) -> None:
+    """The end of `claim`."""
+    delattr(tower.module, _OPEN)
 
 
 def special_tokens(tower: Any) -> int:
