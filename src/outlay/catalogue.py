@@ -342,7 +342,7 @@ METHODS: tuple[Entry, ...] = (
     ),
     Entry(
         "hired",
-        f"{_VISION}.hired:HiRED",
+        f"{_VISION}.hired.method:HiRED",
         "vision",
         "HiRED",
         "split a budget over an image's tiles by the tower's attention, keep the best of each",
@@ -351,7 +351,7 @@ METHODS: tuple[Entry, ...] = (
     ),
     Entry(
         "covipal",
-        f"{_VISION}.covipal:CoViPAL",
+        f"{_VISION}.covipal.method:CoViPAL",
         "vision",
         "CoViPAL",
         "a small trained module prunes visual tokens in view of the question",
@@ -360,7 +360,7 @@ METHODS: tuple[Entry, ...] = (
     ),
     Entry(
         "g-search",
-        f"{_VISION}.gsearch:GSearch",
+        f"{_VISION}.gsearch.method:GSearch",
         "vision",
         "G-Search",
         "search how many visual tokens each decoder layer needs",
@@ -369,7 +369,7 @@ METHODS: tuple[Entry, ...] = (
     ),
     Entry(
         "zero-tprune",
-        f"{_VISION}.zero_tprune:ZeroTPrune",
+        f"{_VISION}.zero_tprune.method:ZeroTPrune",
         "vision",
         "Zero-TPrune",
         "prune a trained tower's tokens by PageRank on its attention, and drop near copies",
@@ -378,7 +378,7 @@ METHODS: tuple[Entry, ...] = (
     ),
     Entry(
         "quota",
-        f"{_VISION}.quota:QuoTA",
+        f"{_VISION}.quota.method:QuoTA",
         "vision",
         "QuoTA",
         "give each frame of a video as many tokens as the question needs of it",
@@ -387,7 +387,7 @@ METHODS: tuple[Entry, ...] = (
     ),
     Entry(
         "tokenflex",
-        f"{_VISION}.tokenflex:TokenFlex",
+        f"{_VISION}.tokenflex.method:TokenFlex",
         "vision",
         "TokenFLEX",
         "one model for any number of visual tokens, chosen at inference",
@@ -396,7 +396,7 @@ METHODS: tuple[Entry, ...] = (
     ),
     Entry(
         "t2t-vit",
-        f"{_VISION}.t2t_vit:T2TViT",
+        f"{_VISION}.t2t_vit.method:T2TViT",
         "vision",
         "T2T-ViT",
         "a vision transformer whose tokens know their neighbourhood, at the price of patches",
@@ -430,7 +430,6 @@ METHODS: tuple[Entry, ...] = (
         "vision",
         "Token merging",
         "merge the features that are most alike, as ToMe does, before the decoder",
-        "2210.09461",
     ),
     Entry(
         "class-top",
@@ -445,7 +444,6 @@ METHODS: tuple[Entry, ...] = (
         "vision",
         "FastV",
         "drop once inside the decoder, by the last token's attention",
-        "2403.06764",
     ),
     Entry(
         "pyramid-drop",
@@ -453,7 +451,6 @@ METHODS: tuple[Entry, ...] = (
         "vision",
         "PyramidDrop",
         "drop a share of what is left at each quarter of the decoder's depth",
-        "2410.17247",
     ),
     Entry(
         "blind",

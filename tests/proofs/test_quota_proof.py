@@ -134,7 +134,12 @@ def test_two_objects_score_by_the_better_one(seer: Seer, needles: Part) -> None:
 @needs_fashion
 def test_scoring_is_booked_in_tokens_and_operations(seer: Seer, needles: Part) -> None:
     asked: Any = needles.asked[:2]
-    for kind, side, words in (("entity", 8, 3), ("small", SMALL_SIDE, 3), ("question", 8, 4)):
+    for kind, side, words in (
+        ("entity", 8, 3),
+        ("small", SMALL_SIDE, 3),
+        ("question", 8, 4),
+        ("letters", 8, 4),
+    ):
         _, ledgers = scores_of(seer, kind, seer.features(asked.seen), asked)
         totals = ledgers[0].totals(role="scorer")
         assert totals.prompt == LENGTH * (2 + side**2 + words)
@@ -160,7 +165,7 @@ def test_the_even_split_at_full_size_is_the_seer_itself(seer: Seer, needles: Par
 SCORES = st.lists(st.integers(0, 100).map(lambda k: k / 100), min_size=16, max_size=16)
 
 
-@given(SCORES, st.sampled_from([64, 128, 256]))
+@given(SCORES, st.sampled_from([16, 32, 64, 128, 256]))
 @pytest.mark.filterwarnings("ignore:every frame has the score 0")
 def test_no_way_spends_more_than_the_budget_or_a_frame_can_hold(
     scores: list[float], n_t: int
@@ -244,6 +249,29 @@ def test_being_better_on_whole_clips_would_contradict_the_sheet() -> None:
     ]
     judged = [check for check in proof.claims(whole) if check.holds is not None]
     assert [check.holds for check in judged] == [True, True, True, True, False]
+
+
+def test_tight_budgets_are_reported_and_not_judged() -> None:
+    tight = [
+        Record(
+            r.task,
+            r.example,
+            r.method_stack,
+            Budget(tokens=proof.TIGHT[at], counts="prompt"),
+            0,
+            r.quality,
+            r.ledger,
+        )
+        for r in made(GOOD, n=20)
+        for at in (0, 1)
+        if r.budget.tokens == 64
+    ]
+    checks = proof.starved(made(GOOD, n=20), tight)
+    assert len(checks) == 10
+    assert all(check.holds is None for check in checks)
+    assert checks[0].measured == pytest.approx(0.3)
+    assert checks[-1].measured == pytest.approx(0.3)
+    assert "6.25% of the budget" in checks[0].claim
 
 
 def test_a_prompt_beyond_the_budget_is_found() -> None:

@@ -256,7 +256,7 @@ def test_scores_that_are_no_row_of_numbers_are_refused(scores: list[object]) -> 
         ({"score_batch": 0}, "score_batch=0"),
         ({"max_score_pixels": 0}, "max_score_pixels=0"),
         ({"eps": 2.0}, "eps=2.0"),
-        ({"scorer": 3}, "scorer=3"),
+        ({"frame_scorer": 3}, "frame_scorer=3"),
         ({"ask": "who"}, "ask='who'"),
     ],
 )

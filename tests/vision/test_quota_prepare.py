@@ -237,7 +237,7 @@ def test_a_scorer_sees_the_pixels_or_what_it_is_given(llava: Any) -> None:
         return [0.1 * (k + 1) for k in range(len(frames))]
 
     inputs = frames_inputs()
-    quota = QuoTA(n_t=20, scorer=one)
+    quota = QuoTA(n_t=20, frame_scorer=one)
     made = quota.prepare(llava, inputs, "where is the cup?")
     assert torch.equal(torch.stack(seen), inputs["pixel_values"])
     assert made.scores == (tuple(0.1 * (k + 1) for k in range(3)),)
@@ -335,7 +335,7 @@ def test_models_that_have_not_what_is_needed_say_so(llava: Any, qwen: Any) -> No
     ):
         last(llava, frames_inputs())
     with pytest.raises(InputError, match="2 videos and 1 questions"):
-        QuoTA(scorer=lambda f, a: [0.5]).about([["a"], ["b"]], ["where?"])
+        QuoTA(frame_scorer=lambda f, a: [0.5]).about([["a"], ["b"]], ["where?"])
 
 
 # -- LLaVA-OneVision ------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ def test_frames_that_are_taken_together_share_the_best_score() -> None:
 
 def test_a_scorer_sees_a_frame_of_every_slice(qwen: Any) -> None:
     seen: list[Any] = []
-    quota = QuoTA(n_t=20, scorer=lambda f, a: [seen.append(x) or 0.5 for x in f])
+    quota = QuoTA(n_t=20, frame_scorer=lambda f, a: [seen.append(x) or 0.5 for x in f])
     quota.prepare(qwen, patch_inputs(qwen), "where is the cup?")
     assert [tuple(frame.shape) for frame in seen] == [(3, 64, 64)] * 3
 

@@ -176,7 +176,8 @@ def test_large_pictures_are_made_smaller_in_proportion_and_tensors_are_left_alon
     assert shrunk(pixels, 10) is pixels
     seen: list[Any] = []
     quota = QuoTA(
-        scorer=lambda frames, asked: [seen.append(f) or 0.5 for f in frames], max_score_pixels=100
+        frame_scorer=lambda frames, asked: [seen.append(f) or 0.5 for f in frames],
+        max_score_pixels=100,
     )
     quota.score([frame], "where?")
     assert (seen[0].height, seen[0].width) == (5, 20)
@@ -257,7 +258,7 @@ def test_frames_that_are_alike_are_scored_once(tmp_path: Path) -> None:
 def test_quota_stores_scores_where_it_is_told(tmp_path: Path) -> None:
     one, asked = counting([0.1, 0.9])
     one.name = "one"
-    quota = QuoTA(scorer=one, cache=tmp_path / "scores.sqlite")
+    quota = QuoTA(frame_scorer=one, cache=tmp_path / "scores.sqlite")
     assert quota.score(shades(2), "where?") == [0.1, 0.9]
     assert quota.score(shades(2), "where?") == [0.1, 0.9]
     assert asked == [2]
@@ -299,16 +300,16 @@ def test_a_file_that_holds_no_scores_is_named(tmp_path: Path) -> None:
 )
 def test_what_a_scorer_may_not_give_is_refused(values: list[float], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        QuoTA(scorer=lambda frames, asked: values).score(shades(2), "where?")
+        QuoTA(frame_scorer=lambda frames, asked: values).score(shades(2), "where?")
 
 
 def test_a_video_without_frames_and_a_quota_without_scorer_are_refused() -> None:
     with pytest.raises(InputError, match="no frames"):
-        QuoTA(scorer=lambda frames, asked: []).score([], "where?")
+        QuoTA(frame_scorer=lambda frames, asked: []).score([], "where?")
     with pytest.raises(InputError, match="no scorer"):
         QuoTA().score(shades(1), "where?")
     with pytest.raises(InputError, match="more than 100000"):
-        QuoTA(scorer=lambda frames, asked: []).score(range(100_001), "where?")
+        QuoTA(frame_scorer=lambda frames, asked: []).score(range(100_001), "where?")
 
 
 def test_choices_must_have_tokens_of_their_own() -> None:

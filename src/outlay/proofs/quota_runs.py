@@ -39,6 +39,7 @@ ENTITY = "QuoTA"
 SMALL = "QuoTA, scored on small frames"
 ORACLE = "QuoTA, oracle scores"
 FASTV = "FastV-like"
+LITERAL = "question as it is, read by the word yes"
 MAIN = (UNIFORM, FEWER, TOP, DIRECT, ENTITY, SMALL, ORACLE)
 SCORED = {TOP: "entity", DIRECT: "question", ENTITY: "entity", SMALL: "small", ORACLE: "oracle"}
 SMALL_SIDE = 3
@@ -55,7 +56,8 @@ class Way:
 
     Args:
         name: shown.
-        scores: which scores it needs: "entity", "question", "small", "oracle", or "" for none.
+        scores: which scores it needs: "entity", "question", "letters", "small", "oracle", or ""
+            for none.
         spend: how.
         assigner: of maps.
     """
@@ -104,7 +106,7 @@ def main_ways(side: int, frames: int) -> list[Way]:
 
 
 def changed_ways(side: int) -> list[Way]:
-    """Ablations: the same scores under other knobs."""
+    """Ablations: the same scores under other knobs, and other scores under the same."""
     base = QuoTA(cap_upsample=True)
     knobs: dict[str, QuoTA] = {
         f"sharpness {value:g}": replace(base, sharpness=value) for value in (0.0, 1.0, 4.0)
@@ -115,10 +117,11 @@ def changed_ways(side: int) -> list[Way]:
     knobs["single sweep"] = replace(base, rounding="floor", spill="sweep", eps=0.0)
     knobs["frames may grow"] = replace(base, cap_upsample=False)
     knobs["min_tokens 1"] = replace(base, min_tokens=1)
-    return [
+    made = [
         Way(name, "entity", partial(quota, method=method, side=side), method.assigner)
         for name, method in knobs.items()
     ]
+    return [*made, Way(LITERAL, "letters", partial(quota, method=base, side=side))]
 
 
 @torch.no_grad()
@@ -180,7 +183,7 @@ def scores_of(
         account = Account(stage="vision", role="scorer", method="quota")
         side = SMALL_SIDE if kind == "small" else seer.size.grid
         method = QuoTA(
-            scorer=SeerScorer(seer, side, account),
+            frame_scorer=SeerScorer(seer, side, account),
             decouple="none" if kind == "question" else "entity",
         )
         found.append(method.score(list(maps_TKD), text_of(question.words)))

@@ -92,11 +92,14 @@ class SeerScorer:
         seer: model and language.
         side: of the grid at which frames are looked at; the tower's own, or fewer.
         account: where the scorer's tokens are booked.
+        literal: without objects, read the word yes after the question, which no question of that
+            kind is answered with; False reads how sure the answer is.
     """
 
     seer: Seer
     side: int
     account: Account
+    literal: bool = False
 
     @cached_property
     def letters(self) -> LetterScorer:
@@ -124,6 +127,8 @@ class SeerScorer:
     def __call__(self, frames: Sequence[Tensor], asked: Asked) -> list[float]:
         """One probability a frame."""
         wanted = [word for entity in asked.entities for word in entity.split() if word in COLOURS]
+        if not wanted and self.literal:
+            return self.letters(frames, replace(asked, text=asked.question))
         if not wanted:
             return self.sure(frames, asked.question)
         found = [

@@ -38,6 +38,7 @@ COVERED = 0.08
 
 FULL, OURS, NO_COPIES, FILTERED = "full", "I'-S-I", "PageRank alone", "I'-S-I, VHF"
 COLUMN, CLASS, RANDOM, GRID, ORACLE = "column mean", "class token", "random", "grid", "oracle"
+MORE_COPIES, ANY_HALF = "all copies it may", "all copies it may, any half"
 TOME, LATE = "ToMe, every block", "ToMe, late blocks"
 
 
@@ -125,6 +126,9 @@ def methods(
         RANDOM: PatchRanking(plain, "random", seed=seed),
         GRID: PatchRanking(plain, "grid"),
     }
+    # Two changes that were tried after a first run in which random drops were ahead at 56 px.
+    copies = ZeroTPrune(schedule=stages_of(kept, 1.0))
+    found |= {MORE_COPIES: copies, ANY_HALF: replace(copies, s_partition="alt")}
     if fitted is not None:
         found[f"{OURS}, VHF fitted"] = replace(ours, ranges=fitted)
     allowed = macs(shape, ours)

@@ -68,7 +68,7 @@ class QuoTA:
         decouple: what frames are asked: for the question's "entity" list, for its key "event", or
             the question itself ("none").
         ask: a text model for that; None reads entities by a template.
-        scorer: scores frames, see `outlay.vision.quota.scorers`; None where scores are given.
+        frame_scorer: scores frames, see `outlay.vision.quota.scorers`; None where scores are given.
         score_batch: frames at once, of the scorer and of the tower.
         cap_upsample: never give a frame more tokens than its map has.
         min_tokens: that every frame gets.
@@ -91,7 +91,7 @@ class QuoTA:
     assigner: Assigner = "bilinear"
     decouple: Mode = "entity"
     ask: Ask | None = None
-    scorer: Scorer | None = None
+    frame_scorer: Scorer | None = None
     score_batch: int = 64
     cap_upsample: bool = False
     min_tokens: int = 0
@@ -121,7 +121,7 @@ class QuoTA:
                 f"newline='grid' ends the rows of a grid, and assigner={self.assigner!r} gives "
                 "none; use newline='one_token'"
             )
-        for name in ("scorer", "ask"):
+        for name in ("frame_scorer", "ask"):
             if (value := getattr(self, name)) is not None and not callable(value):
                 raise InputError(f"{name}={value!r} cannot be called; see outlay.vision.quota")
 
@@ -144,9 +144,11 @@ class QuoTA:
         from outlay.vision.quota.scorers import score
         from outlay.vision.quota.stored import StoredScores
 
-        if self.scorer is None:
-            raise InputError("no scorer; give scorer= to QuoTA, or scores=")
-        chosen = self.scorer if self.cache is None else StoredScores(self.scorer, self.cache)
+        if self.frame_scorer is None:
+            raise InputError("no scorer; give frame_scorer= to QuoTA, or scores=")
+        chosen = (
+            self.frame_scorer if self.cache is None else StoredScores(self.frame_scorer, self.cache)
+        )
         return score(
             chosen,
             frames,
@@ -262,7 +264,7 @@ class QuoTA:
         frames: Frames | Sequence[Frames],
         question: str | Sequence[str],
     ) -> QuotaPruner:
-        """As `given`, with the scores that `scorer` finds for these frames and questions.
+        """As `given`, with the scores that `frame_scorer` finds for these frames and questions.
 
         Args:
             frames: of one video; with a list of questions, of as many videos.
