@@ -7,11 +7,12 @@ frames; a needle is there in one to three of them; questions about the whole cli
 are 25, 50 and 100 % of 16 tokens a frame. Beside it run the even split, every second frame, the
 best frames at full size, scores of the question as it is, and scores that know the answer's frames.
 
-All targets stand here and were written before the first run, which missed three: at a quarter of the
-budget the even split is near the ceiling that scores of the right frames reach, and how sure the
-model is of an answer scores frames as well as the decoupled question. Two changes were tried, and
-are reported without targets: budgets of a sixteenth and an eighth, at which the even split starves;
-and the question as it is read by the word yes, as the paper's scorer would read its letter.
+All targets stand here and were written before the first run, which missed three: at a quarter of
+the budget the even split is near the ceiling that scores of the right frames reach, and how sure
+the model is of an answer scores frames as well as the decoupled question. Two changes were tried,
+and are reported without targets: budgets of a sixteenth and an eighth, at which the even split
+starves; and the question as it is read by the word yes, as the paper's scorer would read its
+letter.
 """
 
 from __future__ import annotations
