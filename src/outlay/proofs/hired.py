@@ -53,6 +53,7 @@ from outlay.vision.hired import HiRED
 # Targets.
 SINGLE = 0.125  # rate on scenes that are one partition
 MAIN = 0.2  # the rate at which claims are made
+MODES_AT = (0.2, 0.1)  # rates at which HiRED's other modes are reported
 CLEAR = 0.03  # HiRED above random, at least
 NOT_BELOW = -0.01  # lower end of content-weighted minus even, clustered scenes
 ALIKE = 0.02  # their difference on spread scenes, at most
@@ -104,9 +105,10 @@ def run(
     elsewhere = _allocations(spread, limits, progress)
     others: Scores = {}
     if size.variants:
-        for name, method in variants(MAIN).items():
-            progress(f"HiRED, {name}")
-            others[name, MAIN] = right(clustered, method)
+        for rate in MODES_AT:
+            for name, method in variants(rate).items():
+                progress(f"HiRED, {name}, {rate:.0%}")
+                others[name, rate] = right(clustered, method)
     full = right(clustered, None)
     blind = right(clustered, BLIND)
     result.checks += [_attention(clustered), *_random(scores, limits)]

@@ -72,7 +72,7 @@ def _curves(
     axes.set_title("Scenes with small digits in one tile", loc="left", fontweight="bold")
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 0.09))
 
 
 def _losses(
@@ -90,7 +90,7 @@ def _losses(
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(rates)), [f"{rate:.0%}" for rate in rates])
     axes.set(xlabel="rate", ylabel="accuracy lost under HiRED")
-    axes.set_title("Fine print goes first?", loc="left", fontweight="bold")
+    axes.set_title("What each kind of question loses", loc="left", fontweight="bold")
     axes.grid(axis="y", alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

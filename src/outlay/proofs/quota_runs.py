@@ -183,8 +183,8 @@ def scores_of(
         account = Account(stage="vision", role="scorer", method="quota")
         side = SMALL_SIDE if kind == "small" else seer.size.grid
         method = QuoTA(
-            frame_scorer=SeerScorer(seer, side, account),
-            decouple="none" if kind == "question" else "entity",
+            frame_scorer=SeerScorer(seer, side, account, literal=kind == "letters"),
+            decouple="none" if kind in ("question", "letters") else "entity",
         )
         found.append(method.score(list(maps_TKD), text_of(question.words)))
         ledgers.append(_with_flops(seer, account.ledger, side, len(maps_TKD)))
