@@ -174,7 +174,7 @@ def test_no_way_spends_more_than_the_budget_or_a_frame_can_hold(
         grids = way.spend(scores, n_t)
         assert len(grids) == LENGTH
         counts = [h * w for h, w in grids]
-        assert sum(counts) <= n_t
+        assert 0 < sum(counts) <= n_t
         if way.name != "frames may grow":
             assert max(counts) <= 64
         if way.name in (UNIFORM, FEWER):
@@ -196,6 +196,7 @@ def test_the_best_frames_come_at_full_size() -> None:
     grids = best([0.1, 0.9, 0.2, 0.9], 128, side=8)
     assert grids == [(0, 0), (8, 8), (0, 0), (8, 8)]
     assert best([0.5] * 4, 64, side=8)[0] == (8, 8)
+    assert best([0.1, 0.9], 16, side=8) == [(0, 0), (4, 4)]
 
 
 def made(accuracy: dict[str, float], n: int = 100) -> list[Record]:

@@ -82,10 +82,12 @@ def even(_: Sequence[float], n_t: int, *, frames: int, step: int = 1) -> Grids:
 
 
 def best(scores: Sequence[float], n_t: int, *, side: int) -> Grids:
-    """As many of the best frames as the budget holds at full size."""
+    """As many of the best frames as the budget holds at full size; the best one smaller, where it
+    does not hold any."""
     order = sorted(range(len(scores)), key=lambda at: (-scores[at], at))
-    chosen = {*order[: n_t // side**2]}
-    return [(side, side) if at in chosen else (0, 0) for at in range(len(scores))]
+    size = grid(min(n_t, side**2), (side, side))
+    chosen = {*order[: max(1, n_t // side**2)]}
+    return [size if at in chosen else (0, 0) for at in range(len(scores))]
 
 
 def quota(scores: Sequence[float], n_t: int, *, method: QuoTA, side: int) -> Grids:
