@@ -25,7 +25,7 @@ from outlay.machine import commit, machine, today
 from outlay.proofs.base import Progress
 from outlay.testbeds import fashion
 from outlay.vision.t2t_vit.method import T2TViT
-from outlay.vision.t2t_vit.tokens import SPLITS_SMALL, Split, Start, TokensType
+from outlay.vision.t2t_vit.tokens import SPLITS_SMALL, Split, TokensType
 
 World = Literal["garments", "digits"]
 
@@ -61,7 +61,6 @@ class Cell:
         rate: peak learning rate.
         drop_path: of the backbone.
         curve: also evaluate after every epoch.
-        start: of the tokeniser's weights.
 
     Raises:
         InputError: for another world, or less than one picture, step or seed.
@@ -84,7 +83,6 @@ class Cell:
     rate: float = 1e-3
     drop_path: float = 0.1
     curve: bool = False
-    start: Start = "released"
 
     def __post_init__(self) -> None:
         if self.world not in ("garments", "digits"):
@@ -121,7 +119,6 @@ class Cell:
             img_size=self.side,
             channels=1,
             num_classes=10,
-            start=self.start,
         )
 
 
