@@ -1,0 +1,1 @@
+"""Fewer image and video tokens."""
