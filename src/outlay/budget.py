@@ -162,6 +162,11 @@ class Budget:
         shares = split_weighted(self.tokens, list(weights.values()), remainder=remainder)
         return replace(self, stages=dict(zip(weights, shares, strict=True)))
 
+    @property
+    def shapes_prompt(self) -> bool:
+        """True if the tokens are those of the prompt a method makes; they limit no answer."""
+        return self.counts in ("prompt", "vision")
+
     def stage(self, name: str) -> int | None:
         """Tokens that stage `name` may spend, None where nothing limits it."""
         if self.stages is not None and name in self.stages:

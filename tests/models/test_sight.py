@@ -13,7 +13,8 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from outlay import models
-from outlay.errors import CapabilityError, InputError, ModelError, OutlayError
+from outlay.budget import Budget
+from outlay.errors import BudgetError, CapabilityError, InputError, ModelError, OutlayError
 from outlay.models.base import Account, SamplingParams, Sees
 from outlay.models.sight import SightModel
 from outlay.vision.baselines import RandomTokens
@@ -180,3 +181,33 @@ def test_files_that_are_no_images_are_refused(tmp_path) -> None:
         read_image(tmp_path / "text.png")
     with pytest.raises(InputError, match="is no file"):
         read_image(tmp_path / "missing.png")
+
+
+def test_budgets_limit_answers_and_not_pictures(model) -> None:
+    budget = Budget(tokens=2)
+    account = Account.open(budget)
+    found = model.see([IMAGE], "w1 w2", SamplingParams(max_tokens=8, min_tokens=2), account=account)
+    assert len(found.token_ids) == 2
+    assert found.finish_reason == "budget"
+    with pytest.raises(BudgetError):
+        model.see([IMAGE], "w1 w2", SHORT, account=account)
+
+
+def test_a_budget_of_all_tokens_counts_the_prompt_before_it_is_read(model) -> None:
+    with pytest.raises(BudgetError):
+        model.see([IMAGE], "w1 w2", SHORT, account=Account.open(Budget(tokens=18, counts="all")))
+    account = Account.open(Budget(tokens=20, counts="all"))
+    assert len(model.see([IMAGE], "w1 w2", SHORT, account=account).token_ids) <= 2
+
+
+def test_time_ends_an_answer(model) -> None:
+    account = Account.open(Budget(seconds=0.4))
+    sampling = SamplingParams(max_tokens=1900, min_tokens=1900)
+    found = model.see([IMAGE], "w1", sampling, account=account)
+    assert len(found.token_ids) < 1900
+    assert found.finish_reason == "budget"
+
+
+def test_no_token_is_no_answer(model) -> None:
+    with pytest.raises(InputError, match="max_tokens=0"):
+        model.see([IMAGE], "w1", SamplingParams(max_tokens=0))

@@ -19,10 +19,10 @@ from outlay.vision.baselines import (
     RandomTokens,
     UniformTokens,
     even,
-    merge,
 )
 from outlay.vision.cls_attention import ClassToken, feature_layer, focus
 from outlay.vision.in_decoder import FastV, PyramidDrop
+from outlay.vision.tome import merge_to
 
 AT_INPUT = (RandomTokens, UniformTokens, PooledTokens, MergedTokens, ClassTopTokens)
 
@@ -147,7 +147,8 @@ def test_given_rankings_are_followed(model) -> None:
 @given(st.integers(1, 12), st.integers(0, 99))
 def test_merging_keeps_the_mean_of_all_features(k: int, seed: int) -> None:
     features = torch.randn(12, 4, generator=torch.Generator().manual_seed(seed))
-    at, merged = merge(features, k)
+    merged, sizes, at = merge_to(features, k)
+    assert int(sizes.sum()) == 12
     assert len(at) == k == len(merged)
     assert bool((at.diff() > 0).all())
     if k == 1:
@@ -157,17 +158,13 @@ def test_merging_keeps_the_mean_of_all_features(k: int, seed: int) -> None:
 def test_merging_takes_the_most_alike_first() -> None:
     features = torch.eye(6, 8)
     features[1] = features[0]
-    at, merged = merge(features, 5)
+    merged, _, at = merge_to(features, 5)
     assert at.tolist() == [1, 2, 3, 4, 5]
     assert torch.equal(merged[0], features[0])
 
 
 def test_pooling_averages_fields(model) -> None:
     seen = []
-
-    def watch(module, args, kwargs):
-        seen.append(kwargs["inputs_embeds"] if "inputs_embeds" in kwargs else args[0])
-
     with torch.no_grad(), PooledTokens(rate=0.25)(model):
         handle = model.model.language_model.layers[0].register_forward_pre_hook(
             lambda m, a, k: seen.append(a[0]), with_kwargs=True

@@ -166,7 +166,7 @@ class CachedDecoder:
             network, torch.tensor([ids], device=network.device), account=account
         )
         want = sampling.max_tokens
-        if budget is not None and budget.counts != "prompt" and budget.tokens is not None:
+        if budget is not None and not budget.shapes_prompt and budget.tokens is not None:
             want = min(want, budget.tokens)
         past = len(ids)
         hold = account.hold([want], flops_per_token=network.flops(1, past + want))

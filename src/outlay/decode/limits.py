@@ -51,7 +51,7 @@ def thinking_limit(
     for meter in meters:
         counts, stages = meter.budget.counts, meter.budget.stages or {}
         think, total = meter.remaining("think"), meter.remaining()
-        if think is None or total is None or counts == "prompt":
+        if think is None or total is None or meter.budget.shapes_prompt:
             continue
         if counts != "think":
             if counts == "all":

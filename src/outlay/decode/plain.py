@@ -92,7 +92,7 @@ class PlainDecoder:
 
     def _limited(self, budget: Budget | None, sampling: SamplingParams) -> SamplingParams:
         limit = self.max_tokens
-        if limit is None and budget is not None and budget.counts != "prompt":
+        if limit is None and budget is not None and not budget.shapes_prompt:
             limit = budget.tokens
         return sampling if limit is None else replace(sampling, max_tokens=limit)
 

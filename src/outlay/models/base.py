@@ -204,7 +204,7 @@ class Account:
         budget = meter.budget
         counts = budget.counts
         in_stage = counts != "think" or self.stage == "think"
-        counted = budget.tokens is not None and counts != "prompt" and in_stage
+        counted = budget.tokens is not None and not budget.shapes_prompt and in_stage
         fixed = prompt + forced if counts == "all" else 0
         caps = list(wants)
         if counted:

@@ -372,7 +372,7 @@ class EndpointModel(RemoteTree):
             account = Account.open(budget, method="plain")
         elif budget is not None and account.meter is None:
             account = replace(account, meter=budget.meter())
-        elif budget is not None and budget.tokens is not None and budget.counts != "prompt":
+        elif budget is not None and budget.tokens is not None and not budget.shapes_prompt:
             sampling = replace(sampling, max_tokens=min(sampling.max_tokens, budget.tokens))
         return Task(self.open(prompt, account=account), sampling, (0,)), account
 

@@ -10,6 +10,7 @@ from outlay.errors import DependencyError, InputError
 
 MAX_BYTES = 50_000_000
 MAX_PIXELS = 64_000_000
+"""Of one image, and of all images of a call."""
 
 
 def read_image(path: str | Path) -> Any:

@@ -440,7 +440,7 @@ class LocalModel:
         """As `generate`, piece by piece; the last chunk carries the `Generation`."""
         account = account or Account.open(budget, method="plain")
         ceiling = None
-        if budget is not None and budget.counts != "prompt":
+        if budget is not None and not budget.shapes_prompt:
             ceiling = budget.tokens
         began = time.perf_counter()
         root = self.open(prompt, account=account)

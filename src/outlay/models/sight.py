@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from outlay.errors import CapabilityError, InputError, ModelError
 from outlay.ledger import Ledger
 from outlay.models.base import Account, Capabilities, Finish, Gauges, Generation, SamplingParams
+from outlay.models.images import MAX_PIXELS
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from outlay.vision.base import Kept
 
 MAX_IMAGES = 256
-MAX_PIXELS = 64_000_000  # of all images of a call
 
 
 def checked(images: Sequence[Any]) -> list[Any]:
@@ -144,15 +144,19 @@ class SightModel:
         import torch
 
         account = account or Account(ledger=Ledger())
+        if sampling.max_tokens < 1:
+            raise InputError(f"max_tokens={sampling.max_tokens}; an answer needs at least 1")
         inputs = dict(self.encode(checked(images), question))
-        hold = account.hold([sampling.max_tokens])
+        hold = account.hold([sampling.max_tokens], prompt=inputs["input_ids"].shape[1])
         clock = _Clock()
+        left = None if hold.deadline is None else max(0.0, hold.deadline - time.monotonic())
         with torch.no_grad(), torch.random.fork_rng(), self._watched(pruner) as kept:
             torch.manual_seed(sampling.seed)
             started = time.perf_counter()
             ids = self.model.generate(
                 **inputs,
-                max_new_tokens=max(1, hold.limits[0]),
+                max_new_tokens=hold.limits[0],
+                max_time=left,
                 min_new_tokens=sampling.min_tokens or None,
                 eos_token_id=list(self.eos) or None,
                 logits_processor=[clock],
@@ -161,7 +165,8 @@ class SightModel:
             seconds = time.perf_counter() - started
         new = ids[0, inputs["input_ids"].shape[1] :].tolist()
         account.settle(hold, len(new))
-        return self._booked(kept, new, seconds, clock.first - started, account, len(images))
+        cut = hold.truncated or len(new) < hold.limits[0]  # by the budget, or by its clock
+        return self._booked(kept, new, seconds, clock.first - started, account, len(images), cut)
 
     def _watched(self, pruner: Any) -> AbstractContextManager[Kept]:
         if pruner is not None:
@@ -178,14 +183,15 @@ class SightModel:
         ttft: float,
         account: Account,
         images: int,
+        cut: bool,
     ) -> Generation:
         from outlay.vision import costs
         from outlay.vision.counts import half_up
 
         config = self.model.config
         counts = [layer[0] for layer in kept.counts()]
-        text = kept.text[0]
-        cost = costs.prefill(config, text, counts, ranked=kept.ranked, itemsize=4)
+        text, itemsize = kept.text[0], self.model.dtype.itemsize
+        cost = costs.prefill(config, text, counts, ranked=kept.ranked, itemsize=itemsize)
         steps = sum(costs.decode_flops(config, text, counts, k) for k in range(len(new) - 1))
         try:
             seeing = costs.tower(config, images=images)
@@ -212,7 +218,7 @@ class SightModel:
         )
         ledger.deliver(["answer"])
         ended = bool(new) and new[-1] in self.eos
-        finish: Finish = "eos" if ended else "length"
+        finish: Finish = "eos" if ended else "budget" if cut else "length"
         written = new[:-1] if ended else new
         return Generation(
             self.decode(written),

@@ -256,12 +256,12 @@ def always(method: Pruner) -> Make:
 
 def random(ratio: float, seed: int) -> Make:
     """Other tokens in every batch."""
-    return lambda prompts, index: RandomTokens(ratio, seed=1000 * seed + index)
+    return lambda prompts, index: RandomTokens(rate=ratio, seed=1000 * seed + index)
 
 
 def uniform(ratio: float) -> Make:
     """An even grid."""
-    return always(UniformTokens(ratio))
+    return always(UniformTokens(rate=ratio))
 
 
 def class_token(world: World, ratio: float) -> Make:
@@ -269,7 +269,7 @@ def class_token(world: World, ratio: float) -> Make:
 
     def make(prompts: Prompts, index: int) -> Pruner:
         scenes = prompts.scenes[BATCH * index : BATCH * (index + 1)]
-        return GivenTokens(list(world.cls_NK[scenes]), ratio)
+        return GivenTokens(list(world.cls_NK[scenes]), rate=ratio)
 
     return make
 
@@ -287,7 +287,7 @@ def oracle(world: World, ratio: float) -> Make:
                     watch, world.guide, queries=world.recipe.queries, sinks=world.recipe.sinks
                 )
                 known[key] = found.numpy().astype(float)
-        return GivenTokens(list(torch.tensor(known[key])), ratio)
+        return GivenTokens(list(torch.tensor(known[key])), rate=ratio)
 
     return make
 

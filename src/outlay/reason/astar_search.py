@@ -51,7 +51,7 @@ class Search:
     def _left(self) -> int | None:
         """Sampled tokens that the budget still has; None without a limit."""
         meter = self.session.account.meter
-        if meter is None or meter.budget.counts == "prompt":
+        if meter is None or meter.budget.shapes_prompt:
             return None
         return meter.remaining("think")
 

@@ -284,3 +284,24 @@ def merge(
     sizes = torch.zeros_like(sizes_BN).scatter_add(1, target_BN, sizes_BN).gather(1, stay_BK)
     picked = summed.gather(1, stay_BK[..., None].expand(-1, -1, hidden_BND.shape[-1]))
     return picked / sizes[..., None], sizes
+
+
+def merge_to(tokens_ND: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge the most alike, in as many rounds as it takes, until n tokens are left.
+
+    Args:
+        tokens_ND: in raster order, none of them special.
+        n: to leave, from 1 to N.
+
+    Returns:
+        (n, D) weighted means, (n,) how many tokens each stands for, and (n,) the places of the
+        tokens that stay, ascending.
+    """
+    x_1MD = tokens_ND.float()[None]
+    sizes_1M = torch.ones(x_1MD.shape[:2], device=x_1MD.device)
+    at_M = torch.arange(len(tokens_ND), device=x_1MD.device)
+    while (left := x_1MD.shape[1]) > n:
+        target_1M, stay_1K = match(x_1MD, min(left - n, mergeable(left, 0)), 0)
+        x_1MD, sizes_1M = merge(x_1MD, sizes_1M, target_1M, stay_1K)
+        at_M = at_M[stay_1K[0]]
+    return x_1MD[0].to(tokens_ND.dtype), sizes_1M[0].long(), at_M

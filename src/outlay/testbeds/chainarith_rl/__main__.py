@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from outlay.testbeds.chainarith_rl.train import TrainConfig
+from outlay.testbeds.watched import watched
 
 DEFAULTS = TrainConfig()
 
@@ -45,7 +45,6 @@ def main(
     from outlay.testbeds.chainarith_rl.card import save
     from outlay.testbeds.chainarith_rl.evaluate import cuts, table
     from outlay.testbeds.chainarith_rl.train import train
-    from outlay.testbeds.tiny_llama import Progress as State
 
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
@@ -59,21 +58,7 @@ def main(
         lr=lr,
         batch_tokens=batch_tokens,
     )
-    last: list[State] = []
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
-        job = bar.add_task("training", total=stop, loss=float("nan"))
-
-        def report(state: State) -> None:
-            bar.update(job, completed=state.step, loss=state.loss)
-            last[:] = [state]
-
+    with watched(stop) as report:
         model, tokenizer = train(config, report)
     rows, cut = [], {}
     if problems:
@@ -81,7 +66,7 @@ def main(
         rows = table(model, tokenizer, n=problems)
         cut = cuts(model, tokenizer, n=problems)
     where = f"{threads} CPU thread(s) of a shared machine"
-    save(out, model, tokenizer, config, rows, cut, last[0], where)
+    save(out, model, tokenizer, config, rows, cut, report.last, where)
     typer.echo((out / "README.md").read_text())
     typer.echo(f"saved to {out}")
 

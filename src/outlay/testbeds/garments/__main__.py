@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from outlay.testbeds.garments.train import TrainConfig
+from outlay.testbeds.watched import watched
 
 DEFAULTS = TrainConfig()
 
@@ -37,7 +37,6 @@ def main(
 
     from outlay.testbeds.garments.card import save
     from outlay.testbeds.garments.evaluate import table
-    from outlay.testbeds.garments.train import Progress as State
     from outlay.testbeds.garments.train import train
 
     torch.set_num_threads(threads)
@@ -51,25 +50,11 @@ def main(
         lr=lr,
         batch=batch,
     )
-    last: list[State] = []
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
-        job = bar.add_task("training", total=steps, loss=float("nan"))
-
-        def report(state: State) -> None:
-            bar.update(job, completed=state.step, loss=state.loss)
-            last[:] = [state]
-
+    with watched(steps) as report:
         model = train(config, report)
     model.to(torch.float16).to(torch.float32)  # what is measured is what is stored
     rows = table(model, scenes) if scenes else []
-    save(out, model, config, rows, last[0], f"{threads} thread(s) of a shared machine")
+    save(out, model, config, rows, report.last, f"{threads} thread(s) of a shared machine")
     typer.echo((out / "README.md").read_text(encoding="utf-8"))
     typer.echo(f"saved to {out}")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from outlay.testbeds.icl.train import TrainConfig
+from outlay.testbeds.watched import watched
 
 DEFAULTS = TrainConfig()
 
@@ -42,29 +42,14 @@ def main(
     from outlay.testbeds.icl.evaluate import table
     from outlay.testbeds.icl.labels import train_controller
     from outlay.testbeds.icl.train import train
-    from outlay.testbeds.tiny_llama import Progress as State
 
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
     config = TrainConfig(steps=steps, seed=seed, hidden=hidden, layers=layers, lr=lr, batch=batch)
-    last: list[State] = []
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
-        job = bar.add_task("training", total=steps, loss=float("nan"))
-
-        def report(state: State) -> None:
-            bar.update(job, completed=state.step, loss=state.loss)
-            last[:] = [state]
-
+    with watched(steps) as report:
         model, tokenizer = train(config, report)
     ask = Answerer(model)
-    save(out, model, tokenizer, config, table(ask, rules) if rules else [], last[0])
+    save(out, model, tokenizer, config, table(ask, rules) if rules else [], report.last)
     typer.echo((out / "README.md").read_text())
     if controller is not None:
         train_controller(ask, inputs).save(controller)

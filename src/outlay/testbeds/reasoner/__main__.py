@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from outlay.testbeds.reasoner.corpus import Mix
 from outlay.testbeds.reasoner.train import TrainConfig
+from outlay.testbeds.watched import watched
 
 DEFAULTS = TrainConfig()
 
@@ -47,7 +47,6 @@ def main(
     from outlay.testbeds.reasoner.card import save
     from outlay.testbeds.reasoner.evaluate import table
     from outlay.testbeds.reasoner.train import train
-    from outlay.testbeds.tiny_llama import Progress as State
 
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
@@ -60,21 +59,7 @@ def main(
         batch_tokens=batch_tokens,
         mix=Mix(joined=joined, detour=detour),
     )
-    last: list[State] = []
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
-        job = bar.add_task("training", total=steps, loss=float("nan"))
-
-        def report(state: State) -> None:
-            bar.update(job, completed=state.step, loss=state.loss)
-            last[:] = [state]
-
+    with watched(steps) as report:
         model, tokenizer = train(config, report, device=device)
     rows = []
     if problems:
@@ -83,7 +68,7 @@ def main(
     where = f"{threads} CPU thread(s) of a shared machine"
     if device != "cpu":
         where = torch.cuda.get_device_name()
-    save(out, model, tokenizer, config, rows, last[0], where)
+    save(out, model, tokenizer, config, rows, report.last, where)
     typer.echo((out / "README.md").read_text())
     typer.echo(f"saved to {out}")
 

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from outlay.errors import InputError
@@ -363,7 +364,9 @@ class GSearch:
 
 
 def _name(model: Any) -> str:
-    return getattr(model, "name_or_path", "") or type(model).__name__
+    """A label for the model: its id, or the name of its folder."""
+    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _check_mode(method: GSearch) -> None:

@@ -10,7 +10,6 @@ Shapes: N tokens given, n wanted, D width; H x W map, h x w grid.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from outlay.errors import InputError
@@ -37,12 +36,8 @@ def merge(tokens_ND: Tensor, n: int) -> tuple[Tensor, Tensor]:
             f"merging cannot make {n} tokens of {given}; give a quota from 1 to {given} "
             "(cap_upsample keeps it there)"
         )
-    x_1MD = tokens_ND.float()[None]
-    sizes_1M = torch.ones(x_1MD.shape[:2], device=x_1MD.device)
-    while (left := x_1MD.shape[1]) > n:
-        r = min(left - n, tome.mergeable(left, 0))
-        x_1MD, sizes_1M = tome.merge(x_1MD, sizes_1M, *tome.match(x_1MD, r, 0))
-    return x_1MD[0].to(tokens_ND.dtype), sizes_1M[0].long()
+    merged_nD, sizes_n, _ = tome.merge_to(tokens_ND, n)
+    return merged_nD, sizes_n
 
 
 def merge_lines(map_HWD: Tensor, h: int, w: int) -> Tensor:
