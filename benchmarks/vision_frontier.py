@@ -143,7 +143,7 @@ def run(
                 right = answered(seer, part, inputs)
             for row, quality in enumerate(right):
                 visual = [layer[row] for layer in kept.counts()]
-                cost = costs.prefill(seer.model.config, kept.text[row], visual)
+                cost = costs.prefill(seer.model.config, kept.text[row], visual, ranked=kept.ranked)
                 ledger = Ledger()
                 ledger.record("vision", "target", prompt_new=int(cost.tokens + 0.5), method=name)
                 ledger.record(

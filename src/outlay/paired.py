@@ -15,7 +15,14 @@ import numpy as np
 
 from outlay.errors import InputError
 from outlay.records import Axis, Key, Prices, Record, per_example, unique
-from outlay.stats import check_level, first_crossing, percentiles, resample_means, sign_flip_p
+from outlay.stats import (
+    FloatArray,
+    check_level,
+    first_crossing,
+    percentiles,
+    resample_means,
+    sign_flip_p,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,23 @@ class Difference:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
         return {**asdict(self), "separable": self.separable}
+
+
+def difference(
+    gap_N: FloatArray, *, confidence: float = 0.95, bootstrap: int = 1000, seed: int = 0
+) -> Difference:
+    """The mean of paired differences, one an example, with its interval and test.
+
+    Args:
+        gap_N: A minus B of each example; seeds averaged before.
+        confidence: of the interval.
+        bootstrap: resamples of examples.
+        seed: of the resampling.
+    """
+    means_R = resample_means(gap_N[:, None], bootstrap, seed)[:, 0]
+    lo, hi = percentiles(means_R, confidence)
+    p = sign_flip_p(gap_N, resamples=bootstrap, seed=seed)
+    return Difference(float(gap_N.mean()), lo, hi, len(gap_N), p, confidence)
 
 
 def paired(
@@ -87,10 +111,7 @@ def paired(
         at = " at an equal budget" if match_budget else ""
         raise InputError(f"the two methods share no example{at}; run both on the same examples")
     gap_N = np.array([np.mean(found[key]) for key in sorted(found)])
-    means_R = resample_means(gap_N[:, None], bootstrap, seed)[:, 0]
-    lo, hi = percentiles(means_R, confidence)
-    p = sign_flip_p(gap_N, resamples=bootstrap, seed=seed)
-    return Difference(float(gap_N.mean()), lo, hi, len(gap_N), p, confidence)
+    return difference(gap_N, confidence=confidence, bootstrap=bootstrap, seed=seed)
 
 
 Verdict = Literal["best", "highest", "not separable", "worse", "alone"]

@@ -15,10 +15,10 @@ from outlay.proofs.zero_tprune_runs import (
     OURS,
     SIZES,
     Cell,
-    Gap,
     answers,
     cheapest,
     cost_of,
+    gap_of,
     methods,
     shown,
     stages_of,
@@ -110,7 +110,7 @@ def test_a_larger_canvas_of_the_same_size_is_the_same_model(model) -> None:
 def test_a_gap_is_the_mean_difference_of_the_same_scenes() -> None:
     one = torch.tensor([1.0, 1, 0, 1] * 20).double().numpy()
     other = torch.tensor([1.0, 0, 0, 1] * 20).double().numpy()
-    gap = Gap.of(Cell("a", "", 28, one, 1.0), Cell("b", "", 28, other, 1.0))
+    gap = gap_of(Cell("a", "", 28, one, 1.0), Cell("b", "", 28, other, 1.0))
     assert gap.mean == pytest.approx(0.25)
     assert 0 < gap.lo < 0.25 < gap.hi
     assert gap.p < 0.01

@@ -8,9 +8,10 @@ first needs no training. The others compare trained policies: anytime accuracy i
 grid of budgets, of one answer forced from one thinking at each, on held-out questions.
 
 The main baseline is Dr.GRPO as TRL has it, with the same forced answer at the largest budget, at
-equal steps and at equal sampled tokens (answers counted). Every target was written before the first
-training run. What needs no training (variance, tokens and seconds of a step) had been looked at in
-a pilot before; the variance targets are the paper's statements and did not change.
+equal steps and with more steps, so that it samples at least as many tokens (answers counted). Every
+target was written before the first training run; the learning rate is a second choice (see
+`rl_beside.RATE`). What needs no training (variance, tokens and seconds of a step) had been looked at
+in a pilot before; the variance targets are the paper's statements and did not change.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from outlay.paired import Difference
+from outlay.paired import difference
 from outlay.proofs.anytime_brpo_cost import cost, real_model, reuse
 from outlay.proofs.anytime_brpo_figure import drawer
 from outlay.proofs.anytime_brpo_runs import (
@@ -43,7 +44,6 @@ from outlay.proofs.anytime_brpo_runs import (
 from outlay.proofs.anytime_brpo_variance import measure
 from outlay.proofs.base import Check, Peer, Progress, ProofResult, Scale, silent
 from outlay.rl.grid import CellResult, run_cell
-from outlay.stats import FloatArray, percentiles, resample_means, sign_flip_p
 
 Runs = Mapping[str, Sequence[CellResult]]
 
@@ -138,25 +138,17 @@ def _summary(one: CellResult) -> dict[str, Any]:
     }
 
 
-def difference(ours_N: FloatArray, theirs_N: FloatArray) -> Difference:
-    """Ours minus theirs, paired by question."""
-    gap_N = ours_N - theirs_N
-    means_R = resample_means(gap_N[:, None], 1000, 0)[:, 0]
-    lo, hi = percentiles(means_R, 0.95)
-    return Difference(float(gap_N.mean()), lo, hi, len(gap_N), sign_flip_p(gap_N))
-
-
 def claims(runs: Runs) -> list[Check]:
     """Claims 2 to 4 from finished runs, the starting policy among them."""
     ours, grpo = runs["uniform"], runs["GRPO"]
-    checks = [_above(ours, grpo, runs[START], "equal sampled tokens")]
+    checks = [_above(ours, grpo, runs[START], _more(ours, grpo))]
     if EQUAL_STEPS in runs:
         checks.append(_above(ours[:1], runs[EQUAL_STEPS], runs[START], "equal steps"))
     checks.append(_where(ours, grpo))
-    final = difference(right_of(ours)[:, -1], right_of(grpo)[:, -1])
+    final = difference(right_of(ours)[:, -1] - right_of(grpo)[:, -1])
     checks.append(
         Check(
-            "final accuracy (at the largest budget): BRPO (uniform) against GRPO, equal tokens",
+            "final accuracy (at the largest budget): BRPO (uniform) against GRPO",
             "52.5 against 50.7",
             final.mean,
             not (final.separable and final.mean < 0),
@@ -177,8 +169,8 @@ def _above(
     start: Sequence[CellResult],
     what: str,
 ) -> Check:
-    gap = difference(right_of(ours).mean(axis=1), right_of(grpo).mean(axis=1))
-    spent = [np.mean([one.training_tokens for one in group]) for group in (ours, grpo)]
+    gap = difference((right_of(ours) - right_of(grpo)).mean(axis=1))
+    spent = [_sampled(group) for group in (ours, grpo)]
     return Check(
         f"anytime accuracy: BRPO (uniform) above GRPO with a forced answer, {what}",
         "46.0 against 43.0",
@@ -191,11 +183,21 @@ def _above(
     )
 
 
+def _more(ours: Sequence[CellResult], grpo: Sequence[CellResult]) -> str:
+    """GRPO takes more steps, meant to even out the answers' tokens; what it came to."""
+    ratio = _sampled(grpo) / _sampled(ours)
+    return f"GRPO given {ratio:.2f} times the sampled tokens"
+
+
+def _sampled(group: Sequence[CellResult]) -> float:
+    return float(np.mean([one.training_tokens for one in group]))
+
+
 def _where(ours: Sequence[CellResult], grpo: Sequence[CellResult]) -> Check:
     """The gain at the smallest budgets less that at the largest ones."""
     gain_QS = right_of(ours) - right_of(grpo)
     low, high = gain_QS[:, :SMALL].mean(axis=1), gain_QS[:, -SMALL:].mean(axis=1)
-    gap = difference(low, high)
+    gap = difference(low - high)
     by = ", ".join(f"{b}: {g:+.3f}" for b, g in zip(GRID, gain_QS.mean(axis=0), strict=True))
     return Check(
         "the gain over GRPO is larger at small budgets than at large ones",
@@ -210,7 +212,7 @@ def _where(ours: Sequence[CellResult], grpo: Sequence[CellResult]) -> Check:
 
 def _shorter(name: str, group: Sequence[CellResult], start: Sequence[CellResult]) -> Check:
     start_Q = thinking_of(start)
-    gap = difference(thinking_of(group), start_Q)
+    gap = difference(thinking_of(group) - start_Q)
     first = np.mean([np.mean(lengths_of(one)[:10]) for one in group])
     last = np.mean([np.mean(lengths_of(one)[-10:]) for one in group])
     return Check(
@@ -241,8 +243,8 @@ def _ablations(runs: Runs) -> list[Check]:
         if ours not in runs or theirs not in runs:
             continue
         a, b = runs[ours][:1], runs[theirs][:1]
-        gap = difference(right_of(a).mean(axis=1), right_of(b).mean(axis=1))
-        last = difference(right_of(a)[:, -1], right_of(b)[:, -1])
+        gap = difference((right_of(a) - right_of(b)).mean(axis=1))
+        last = difference(right_of(a)[:, -1] - right_of(b)[:, -1])
         checks.append(
             Check(
                 f"anytime accuracy: {claim}",
@@ -266,7 +268,7 @@ def _peer(runs: Runs) -> Peer:
     return Peer(
         "trl: Dr.GRPO with a forced answer",
         version("trl"),
-        f"anytime accuracy at equal sampled tokens, {TASK.test} held-out questions",
+        f"anytime accuracy, {_more(runs['uniform'], runs['GRPO'])}, {TASK.test} held-out questions",
         ours,
         theirs,
         ours / theirs,

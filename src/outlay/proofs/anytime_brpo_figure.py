@@ -44,21 +44,27 @@ def drawer(
                 color=PALETTE[index % len(PALETTE)],
                 marker=MARKERS[index % len(MARKERS)],
                 markersize=4,
+                linestyle=_line(index),
                 label=name,
             )
+        left.set_ylabel("right answers, held-out questions")
         left.set_xscale("log", base=2)
         left.set_xticks(list(grid), [str(budget) for budget in grid])
         left.minorticks_off()
         left.set_xlabel("tokens of thinking before the answer is forced")
         left.set_title("Accuracy over budgets", loc="left", fontsize=10)
         for name, group in runs.items():
-            colour = PALETTE[list(curves).index(name) % len(PALETTE)]
+            index = list(curves).index(name)
+            colour = PALETTE[index % len(PALETTE)]
             for one in (one for one in group if one.steps >= SMOOTH):
                 smooth = np.convolve(lengths_of(one), np.ones(SMOOTH) / SMOOTH, mode="valid")
                 steps = np.arange(len(smooth)) + SMOOTH
                 label = name if one is group[0] else None
-                middle.plot(steps, smooth, color=colour, linewidth=1.2, label=label)
+                middle.plot(
+                    steps, smooth, color=colour, linestyle=_line(index), linewidth=1.2, label=label
+                )
         middle.set_xlabel("step")
+        middle.set_ylabel("tokens")
         middle.set_title(f"Tokens of thinking (mean of {SMOOTH} steps)", loc="left", fontsize=10)
         _draw_variance(right, variance)
         for axes in (left, middle, right):
@@ -68,6 +74,11 @@ def drawer(
         figure.savefig(path)
 
     return draw
+
+
+def _line(index: int) -> str:
+    """Another line where the palette starts anew."""
+    return "-" if index < len(PALETTE) else "--"
 
 
 def _draw_variance(axes: Any, variance: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from outlay import paired
 from outlay.errors import InputError
 from outlay.paired import Difference
 from outlay.proofs.base import Progress
-from outlay.stats import FloatArray, percentiles, resample_means, sign_flip_p
+from outlay.stats import FloatArray
 from outlay.testbeds.seer.model import Seer
 from outlay.testbeds.seer.questions import ONE_TOKEN, VOCABULARY, Question, one_each, possible
 from outlay.testbeds.seer.scenes import Scenes, generator
@@ -394,10 +395,7 @@ def difference(ours_N: FloatArray, theirs_N: FloatArray, seed: int = 0) -> Diffe
     """
     if ours_N.shape != theirs_N.shape:
         raise InputError(f"{len(ours_N)} and {len(theirs_N)} answers; compare the same questions")
-    gap_N = ours_N - theirs_N
-    means_R = resample_means(gap_N[:, None], 1000, seed)[:, 0]
-    lo, hi = percentiles(means_R, 0.95)
-    return Difference(float(gap_N.mean()), lo, hi, len(gap_N), sign_flip_p(gap_N, seed=seed))
+    return paired.difference(ours_N - theirs_N, seed=seed)
 
 
 def ratio_count(ratio: float, tokens: int) -> int:

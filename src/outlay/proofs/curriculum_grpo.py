@@ -7,7 +7,8 @@ the band does where weights favour length; and what paying wrong answers for the
 hard problems. Beside it run TRL's plain GRPO, a plain length reward that is gated by correctness,
 other orders and shapes of the schedule; whoever wins is reported.
 
-All targets stand in `curriculum_grpo_claims` and were written before the first run.
+All targets stand in `curriculum_grpo_claims` and were written before the first run; the learning
+rate is a second choice (see `rl_beside.RATE`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from outlay.frontier import points
 from outlay.proofs import rl_larger
-from outlay.proofs.base import Check, Peer, Progress, ProofResult, Scale, silent
+from outlay.proofs.base import Check, Progress, ProofResult, Scale, silent
 from outlay.proofs.curriculum_grpo_claims import (
     GREEDY,
     against,
@@ -26,7 +27,6 @@ from outlay.proofs.curriculum_grpo_claims import (
     follows,
     hard_first,
     padding,
-    score,
     shapes,
 )
 from outlay.proofs.curriculum_grpo_figure import data_of, drawer
@@ -44,6 +44,7 @@ from outlay.proofs.curriculum_grpo_runs import (
     trained,
 )
 from outlay.proofs.curriculum_grpo_small import few_steps, tiny
+from outlay.proofs.rl_beside import peer
 from outlay.proofs.rl_figure import stored
 
 
@@ -95,7 +96,7 @@ def run(
         axis="generated",
         seed=seed,
     )
-    result.peer = _peer(runs)
+    result.peer = peer(runs, CURRICULUM, MAIN[1:])
     result.data = data_of(runs)
     result.draw = drawer(runs)
     return result.finish()
@@ -112,18 +113,3 @@ def judged(runs: Runs) -> list[Check]:
         *against(runs, rivals),
         padding(runs),
     ]
-
-
-def _peer(runs: Runs) -> Peer:
-    """Right answers a token, beside plain GRPO."""
-    import trl
-
-    (ours, n), (theirs, m) = score(runs[CURRICULUM], GREEDY), score(runs[PLAIN], GREEDY)
-    return Peer(
-        "GRPO (TRL)",
-        trl.__version__,
-        "right answers per 1000 tokens, greedy, nothing cut",
-        1000 * ours / n,
-        1000 * theirs / m,
-        (ours / n) / (theirs / m),
-    )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from outlay import paired
 from outlay.paired import Difference
 from outlay.proofs.base import Check
 from outlay.proofs.curriculum_grpo_runs import (
@@ -30,7 +31,7 @@ from outlay.proofs.curriculum_grpo_runs import (
 )
 from outlay.rl.curriculum import CurriculumGRPO
 from outlay.rl.grid_results import CellResult
-from outlay.stats import FloatArray, percentiles, resample_means, sign_flip_p
+from outlay.stats import FloatArray
 
 # Targets.
 LAG = 30  # steps, fewer
@@ -54,9 +55,7 @@ def difference(
         at: the temperature of answering.
     """
     gap_N = _mean(ours, what, at) - _mean(theirs, what, at)
-    means_R = resample_means(gap_N[:, None], 1000, 0)[:, 0]
-    lo, hi = percentiles(means_R, 0.95)
-    return Difference(float(gap_N.mean()), lo, hi, len(gap_N), sign_flip_p(gap_N))
+    return paired.difference(gap_N)
 
 
 def _mean(runs: Sequence[CellResult], what: str, at: float) -> FloatArray:

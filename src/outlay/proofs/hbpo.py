@@ -6,7 +6,8 @@ model thinks longer on harder problems; hard problems keep the accuracy that a p
 costs them; and the term within subgroups is not what makes it work. Beside it run one budget, the
 cosine without budgets, plain GRPO with the same number of rollouts, and what the pieces do alone.
 
-All targets stand here and were written before the first run.
+All targets stand here and were written before the first run; the learning rate is a second choice
+(see `rl_beside.RATE`).
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def run(
     result = ProofResult("hbpo", scale, seeds, judged(runs))
     result.checks.append(real_model(progress))
     result.points = points([one for name in MAIN for one in runs[name]], seed=seed)
-    result.peer = peer(runs, HIERARCHY, PLAIN)
+    result.peer = peer(runs, HIERARCHY, MAIN[1:])
     result.data = rl_figure.data_of(runs, (SPREAD, "tokens_mean", "acc", "grad_norm", "entropy"))
     result.draw = rl_figure.drawer(
         runs, MAIN, SPREAD, "std of lengths within a group", "Spread of rollouts in training"
@@ -107,7 +108,9 @@ def _spreads(runs: Runs, name: str) -> str:
 
 
 def _tails(results: Sequence[CellResult], name: str) -> list[float]:
-    return [one.tail(name, LAST) or 0.0 for one in results]
+    found = [one.tail(name, LAST) for one in results]
+    assert None not in found, f"a run has no curve {name}"
+    return [value for value in found if value is not None]
 
 
 def spread(runs: Runs) -> list[Check]:
@@ -162,7 +165,8 @@ def by_need(runs: Runs) -> list[Check]:
 
 def _on_hard(results: Sequence[CellResult], name: str) -> float:
     bins = [one.by_difficulty(name) for one in results]
-    return float(np.mean([value for found in bins for n in HARD if (value := found[str(n)])]))
+    values = [found[str(n)] for found in bins for n in HARD]
+    return float(np.mean([value for value in values if value is not None]))
 
 
 def hard(runs: Runs) -> Check:

@@ -221,7 +221,8 @@ def _content(scores: Scores, placing: str) -> Check:
     holds = low >= NOT_BELOW if clustered else abs(mean) <= ALIKE
     target = f"lower end at least {NOT_BELOW:g}" if clustered else f"within {ALIKE:g}"
     return Check(
-        f"{placing} scenes: tiles weighed by content against an even split",
+        f"{placing} scenes: tiles weighed by content are "
+        + ("not worse than an even split" if clustered else "no different from an even split"),
         "TextVQA 54.8 against 52.2, VQAv2 77.7 against 73.3" if clustered else "no difference",
         mean,
         bool(holds),

@@ -11,8 +11,11 @@ import numpy as np
 from outlay.figure import MARKERS, PALETTE
 from outlay.proofs.hired_runs import KINDS
 from outlay.stats import mean_interval
+from outlay.testbeds.seer.model import SIZES
 from outlay.vision.hired.pictures import panels
 from outlay.vision.pictures import faded
+
+THUMBNAIL = SIZES["HR"].tokens  # what it has at most, whatever the budget
 
 
 def drawer(
@@ -56,7 +59,8 @@ def _curves(
     rates = sorted(limits)
     for k, name in enumerate(names):
         found = [mean_interval(np.nanmean(scores[name, rate], axis=1)) for rate in rates]
-        x = [limits[rate] * 1.02 ** (k - 2) for rate in rates]
+        most = THUMBNAIL if name == "thumbnail only" else max(limits.values())
+        x = [min(limits[rate], most) * 1.02 ** (k - 2) for rate in rates]
         y = [one.mean for one in found]
         below = [one.mean - (one.mean if one.lo is None else one.lo) for one in found]
         above = [(one.mean if one.hi is None else one.hi) - one.mean for one in found]

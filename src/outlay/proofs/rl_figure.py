@@ -97,6 +97,7 @@ def drawer(
         left, right = figure.subplots(1, 2)
         for index, name in enumerate(runs):
             color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+            again = index >= len(PALETTE)  # the palette starts anew: hollow
             if name not in main:
                 accuracy, tokens = mean(runs[name]), mean(runs[name], what="tokens")
                 right.plot(
@@ -104,6 +105,7 @@ def drawer(
                     [accuracy.value],
                     color=color,
                     marker=marker,
+                    markerfacecolor="white" if again else color,
                     linestyle="",
                     label=f"{name} (at its own length)",
                 )

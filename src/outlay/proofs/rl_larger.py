@@ -1,8 +1,8 @@
 """The best method of the proofs once more, on the larger reasoner.
 
-Chosen by right answers a token after training on the testbed, greedy: the plain length reward that
-pays right answers only. The larger reasoner knows the notation and other chains, so it starts lower
-here, and longer.
+Of the methods with three seeds on the testbed, the plain length reward that pays right answers only
+gives the most right answers a token, greedy, at the accuracy of plain GRPO. The larger reasoner
+knows the notation and other chains, so it starts lower here, and longer.
 """
 
 from __future__ import annotations

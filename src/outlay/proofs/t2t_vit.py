@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from outlay.models import store
-from outlay.paired import Difference
+from outlay.paired import difference
 from outlay.proofs import t2t_vit_figure, t2t_vit_seer
 from outlay.proofs.base import Check, Progress, ProofResult, Scale, silent
 from outlay.proofs.t2t_vit_runs import (
@@ -40,7 +40,7 @@ from outlay.proofs.t2t_vit_runs import (
     World,
     run_cells,
 )
-from outlay.stats import first_crossing, percentiles, resample_means, sign_flip_p
+from outlay.stats import first_crossing
 from outlay.vision.t2t_vit.method import PRESETS
 from outlay.vision.t2t_vit.tokens import SPLITS
 
@@ -242,13 +242,6 @@ def gaps(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> np.ndarray:
     )
 
 
-def difference(gap_T: np.ndarray) -> Difference:
-    """A mean difference with its interval over test pictures."""
-    means_R = resample_means(gap_T[:, None].astype(float), 1000, 0)[:, 0]
-    lo, hi = percentiles(means_R, 0.95)
-    return Difference(float(gap_T.mean()), lo, hi, len(gap_T), sign_flip_p(gap_T))
-
-
 def accuracy(outcomes: Sequence[Outcome]) -> float:
     """Mean over seeds."""
     return float(np.mean([outcome.accuracy for outcome in outcomes]))
@@ -383,10 +376,11 @@ def grows(runs: Runs, world: World, kind: str) -> Check:
         f"{world}: the lead of {NAMES[kind]} over patches grows as samples shrink",  # type: ignore[index]
         "patches need more samples",
         growth.mean,
-        growth.lo > 0,
+        growth.lo > 0 and gap_2T[0].mean() > 0,
         (growth.lo, growth.hi),
         f"lead at {sizes[0]} minus lead at {sizes[-1]} samples: {gap_2T[0].mean():+.3f} and "
-        f"{gap_2T[1].mean():+.3f}; target: interval above 0",
+        f"{gap_2T[1].mean():+.3f}; target: interval above 0, and a lead (added after a first look: "
+        "a loss that shrinks is none)",
     )
 
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from outlay.paired import Difference
+from outlay.paired import difference
 from outlay.proofs.base import Check, Progress
-from outlay.stats import percentiles, resample_means, sign_flip_p
 from outlay.vision.t2t_vit.tokens import SPLITS_MEDIUM, Tokens
 
 KINDS = ("digit", "garment")
@@ -53,7 +52,7 @@ def checks(
         ours, theirs = (
             np.mean([rights[kind] for rights in found[name]], axis=0) for name in (T2T, PATCHES)
         )
-        gap = _difference(ours - theirs)
+        gap = difference(ours - theirs)
         made.append(
             Check(
                 f"tiny vision-language model, {kind}s: T2T tokens against patches",
@@ -67,12 +66,6 @@ def checks(
             )
         )
     return made
-
-
-def _difference(gap_N: np.ndarray) -> Difference:
-    means_R = resample_means(gap_N[:, None].astype(float), 1000, 0)[:, 0]
-    lo, hi = percentiles(means_R, 0.95)
-    return Difference(float(gap_N.mean()), lo, hi, len(gap_N), sign_flip_p(gap_N))
 
 
 def _shown(rights: dict[str, list[int]]) -> str:

@@ -135,12 +135,10 @@ class Model:
         grids = self.arm.at(len(self.losses), seed)
         projector = need_flexible(model)
         with torch.autocast("cpu", torch.bfloat16):
-            parts = [
-                answer_loss(model, prefix_of(projector.at(hidden_BNC, grid)), packed)
-                for grid in grids
-            ]
+            features = [projector.at(hidden_BNC, grid) for grid in grids]
+            parts = [answer_loss(model, prefix_of(one), packed) for one in features]
         self.losses.append(self.optimiser.step(torch.stack(parts).mean()))
-        self.tokens.append(sum(grid.count for grid in grids) * len(hidden_BNC))
+        self.tokens.append(sum(one.shape[0] * one.shape[1] for one in features))
         self.seconds += time.process_time() - began
 
     def state(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from scipy.stats import spearmanr
 
+from outlay.paired import Difference
 from outlay.proofs.base import Check
 from outlay.proofs.zero_tprune_runs import (
     ANY_HALF,
@@ -22,7 +23,7 @@ from outlay.proofs.zero_tprune_runs import (
     SIZES,
     TOME,
     Cell,
-    Gap,
+    gap_of,
     stages_of,
 )
 from outlay.proofs.zero_tprune_when import MANY, Block
@@ -54,9 +55,9 @@ def whole(cells: Cells) -> list[Check]:
 
 def _worst(
     cells: Cells, budgets: Sequence[str], size: int, one: str, other: str
-) -> tuple[Gap, str]:
+) -> tuple[Difference, str]:
     """The gap with the lowest lower end over the budgets."""
-    gaps = {b: Gap.of(cells[one, b, size], cells[other, b, size]) for b in budgets}
+    gaps = {b: gap_of(cells[one, b, size], cells[other, b, size]) for b in budgets}
     at = min(gaps, key=lambda budget: gaps[budget].lo)
     return gaps[at], at
 
@@ -91,7 +92,7 @@ def _rates(cells: Cells, budgets: Sequence[str], size: int, *names: str) -> str:
 def copies(cells: Cells, budgets: Sequence[str]) -> list[Check]:
     """What the S-stage is worth."""
     tight = budgets[-1]
-    large = Gap.of(cells[OURS, tight, 56], cells[NO_COPIES, tight, 56])
+    large = gap_of(cells[OURS, tight, 56], cells[NO_COPIES, tight, 56])
     small, at = _worst(cells, budgets, 28, OURS, NO_COPIES)
     return [
         Check(
@@ -138,7 +139,7 @@ def of_search(
         )
     ]
     for size in SIZES:
-        gap = Gap.of(searched[size], hand[size])
+        gap = gap_of(searched[size], hand[size])
         checks.append(
             Check(
                 f"{size} px: the schedule found is as good as one made by hand",
@@ -196,7 +197,7 @@ def _by_budget(
 ) -> Check:
     """One method minus another at every budget that both have, without target."""
     where = [b for b in budgets if (one, b, size) in cells and (other, b, size) in cells]
-    gaps = {b: Gap.of(cells[one, b, size], cells[other, b, size]) for b in where}
+    gaps = {b: gap_of(cells[one, b, size], cells[other, b, size]) for b in where}
     costs = [
         f"{cells[one, b, size].macs:.3f} against {cells[other, b, size].macs:.3f}" for b in where
     ]
@@ -287,7 +288,7 @@ def _votes(what: str, found: Mapping[str, Sequence[Cell]]) -> Check:
     for few, many, plain in zip(
         found["5 votes"], found[f"{MANY} votes"], found["column mean"], strict=True
     ):
-        gaps.append(f"{plain.budget} {_ranged(Gap.of(many, plain))}")
+        gaps.append(f"{plain.budget} {_ranged(gap_of(many, plain))}")
         notes.append(
             f"{plain.budget}: {many.accuracy:.3f} with {MANY}, {few.accuracy:.3f} with 5, "
             f"{plain.accuracy:.3f} by column mean"
@@ -302,5 +303,5 @@ def _votes(what: str, found: Mapping[str, Sequence[Cell]]) -> Check:
     )
 
 
-def _ranged(gap: Gap) -> str:
+def _ranged(gap: Difference) -> str:
     return f"{gap.mean:+.3f} ({gap.lo:+.3f} to {gap.hi:+.3f})"

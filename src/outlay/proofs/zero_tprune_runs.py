@@ -16,8 +16,8 @@ from torch import Tensor
 
 from outlay.budget import Budget
 from outlay.ledger import Ledger
+from outlay.paired import Difference, difference
 from outlay.records import Record
-from outlay.stats import percentiles, resample_means, sign_flip_p
 from outlay.testbeds.garments import Scenes, World, scenes
 from outlay.vision.tome import ToMe
 from outlay.vision.zero_tprune import PatchRanking, Stage, ZeroTPrune
@@ -66,22 +66,9 @@ class Cell:
         return float(self.right_B.mean())
 
 
-@dataclass(frozen=True)
-class Gap:
-    """One cell's accuracy minus another's on the same scenes: mean, interval, p of a sign flip."""
-
-    mean: float
-    lo: float
-    hi: float
-    p: float
-
-    @classmethod
-    def of(cls, cell: Cell, other: Cell) -> Gap:
-        """Paired over scenes."""
-        difference_B = cell.right_B - other.right_B
-        means_R = resample_means(difference_B[:, None], 1000, 0)[:, 0]
-        lo, hi = percentiles(means_R, 0.95)
-        return cls(float(difference_B.mean()), lo, hi, sign_flip_p(difference_B))
+def gap_of(cell: Cell, other: Cell) -> Difference:
+    """One cell's accuracy minus another's, paired over scenes."""
+    return difference(cell.right_B - other.right_B)
 
 
 def shown(size: int, n: int, seeds: Sequence[int], side: int = 64) -> Scenes:

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from outlay.paired import difference
 from outlay.proofs.base import Check
 from outlay.proofs.zero_tprune_runs import CLASS, COLUMN, RANDOM
-from outlay.stats import FloatArray, percentiles, resample_means, sign_flip_p
+from outlay.stats import FloatArray
 from outlay.testbeds.seer import load
 from outlay.testbeds.seer.evaluate import held_out, score
 from outlay.vision.hired import HiRED
@@ -67,17 +68,16 @@ def claims(found: Mapping[str, FloatArray], tokens: Sequence[int]) -> list[Check
         ours = found[f"{OURS}, {count}"]
         for other in (RANDOM, COLUMN, CLASS, HIRED, "PageRank, copies first", MANY_VOTES):
             theirs = found[f"{other}, {count}"]
-            gap_N = ours - theirs
-            lo, hi = percentiles(resample_means(gap_N[:, None], 1000, 0)[:, 0], 0.95)
+            gap = difference(ours - theirs)
             target = other == RANDOM
             checks.append(
                 Check(
                     f"seer, {count} of 64 visual tokens: {OURS} in the tower minus {other}",
                     "",
-                    float(gap_N.mean()),
-                    lo > 0 if target else None,
-                    (lo, hi),
-                    f"{ours.mean():.3f} against {theirs.mean():.3f}; p={sign_flip_p(gap_N):.3f}"
+                    gap.mean,
+                    gap.lo > 0 if target else None,
+                    (gap.lo, gap.hi),
+                    f"{ours.mean():.3f} against {theirs.mean():.3f}; p={gap.p:.3f}"
                     + ("; target: interval above 0" if target else ""),
                 )
             )
