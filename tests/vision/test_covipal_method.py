@@ -258,6 +258,16 @@ def test_one_changed_weight_changes_the_fingerprint_and_precision_does_not() -> 
     assert fingerprint(model) != mark
 
 
+def test_weights_that_were_written_behind_autograd_s_back_are_another_model_s() -> None:
+    model = llava()
+    method = untrained(CoViPAL(d_p=24), model)
+    with method(model):
+        pass
+    model.model.language_model.layers[2].mlp.up_proj.weight.data += 0.01
+    with pytest.raises(InputError, match="was trained for tiny"):
+        method(model)
+
+
 def test_a_model_that_was_trained_on_is_another_model() -> None:
     model = llava()
     method = untrained(CoViPAL(d_p=24), model)

@@ -228,6 +228,21 @@ def test_the_budget_pulls_the_mean_chance_to_the_ratio(model, batches) -> None:
     assert after < before / 4
 
 
+def test_chances_are_pushed_apart_as_training_goes_on(model, batches) -> None:
+    ppms = CoViPAL(d_p=24).new_modules(model, 0)
+    stage = StageTwo(ppms, model, {0: 0.25}, Recipe(lambda_h=3.0))
+    found = []
+    with torch.no_grad():
+        for progress in (0.0, 0.5, 1.0):
+            stage.progress = progress
+            torch.manual_seed(0)
+            found.append(stage(inputs=batches[0]))
+    spread = found[0]["spread_0"]
+    assert float(spread) > 0
+    for one, share in zip(found[1:], (0.5, 1.0), strict=True):
+        torch.testing.assert_close(one["loss"] - found[0]["loss"], 3.0 * share * spread)
+
+
 def test_the_exact_gate_trains_the_survivors_of_an_earlier_one(model, batches) -> None:
     method = CoViPAL(schedule=((0, 0.5), (2, 0.25)), d_p=24, gate="st_topk")
     ppms = method.new_modules(model, 0)

@@ -240,6 +240,10 @@ def test_scores_are_kept_on_disk_and_found_by_pixels_question_and_scorer(tmp_pat
     again = StoredScores(one, path, "one")([*shades(3), shades(1)[0]], ASKED)
     assert again == [0.1, 0.2, 0.3, 0.1]
     assert asked == [3]  # nothing was scored again
+    sizes: list[int] = []
+    batched = StoredScores(lambda f, a: [sizes.append(len(f)) or 0.5] * len(f), path, "many")
+    batched([np.full((2, 2, 3), n, np.uint8) for n in range(100)], ASKED)
+    assert sizes == [100]  # batches are the caller's
     StoredScores(one, path, "one")(shades(2), Asked("another", "?"))
     StoredScores(one, path, "two")(shades(2), ASKED)
     assert asked == [3, 2, 2]

@@ -143,9 +143,20 @@ def test_never_more_than_half_goes_at_once() -> None:
     assert ToMe(r=100).merges(16, 1, 4) == [8, 4, 2, 1]
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_neither_forgets_tokens_nor_overflows(kind) -> None:
+    hidden = torch.full((1, 2, 3), 300.0, dtype=kind)
+    sizes = torch.tensor([[256.0, 1.0]])
+    target, stay = torch.tensor([[1, 1]]), torch.tensor([[1]])
+    merged, together = merge(hidden, sizes, target, stay)
+    assert together.tolist() == [[257.0]]
+    assert merged.dtype == kind
+    assert torch.equal(merged, hidden[:, :1])
+
+
 def test_bad_input_is_refused() -> None:
-    for r in (-1, 10**6, True, 1.5, (1, -2)):
-        with pytest.raises((InputError, TypeError)):
+    for r in (-1, 10**6, True, 1.5, (1, -2), "3", None):
+        with pytest.raises(InputError, match="r="):
             ToMe(r=r)
     tower = vit()
     with pytest.raises(InputError, match="2 numbers for 4 blocks"), ToMe(r=(1, 2))(tower):

@@ -300,8 +300,10 @@ def test_every_knob_changes_what_stays_and_nothing_else(knobs) -> None:
             said(tower, many)
         found.append(kept)
     assert found[1].seen() == seen
-    same = found[0].indices.shape == found[1].indices.shape
-    assert not same or not torch.equal(found[0].indices, found[1].indices)
+    if knobs.get("order") == "i-s":
+        assert found[1].indices.shape[1] < found[0].indices.shape[1]
+    else:
+        assert not torch.equal(found[0].indices, found[1].indices)
 
 
 def test_random_ranking_follows_its_seed_and_an_oracle_its_scores(model, images) -> None:
@@ -332,11 +334,27 @@ def test_fit_decides_the_filter_by_agreement_and_only_helps(images) -> None:
 
     method = ZeroTPrune(schedule=SCHEDULE)
     fitted = method.fit(tower, many)
-    assert fitted.ranges is not None
-    assert len(fitted.ranges) == 2
     wanted = predictions(tower, many)
-    plain = agreement(replace(method, vhf=None), tower, many, wanted)
-    assert agreement(fitted, tower, many, wanted) >= plain
+
+    def agreed(ranges) -> float:
+        return agreement(replace(method, ranges=ranges), tower, many, wanted)
+
+    published, best = (0.01, 0.7), [None, None]
+    for stage in range(2):  # stage by stage, and only where it helps
+        tried = [*best[:stage], published, *best[stage + 1 :]]
+        best = tried if agreed(tuple(tried)) > agreed(tuple(best)) else best
+    assert fitted.ranges == tuple(best)
+
+
+def test_fit_takes_the_published_range_where_it_agrees_more(monkeypatch, images) -> None:
+    from outlay.vision.zero_tprune import search
+
+    def agreement(method, *args) -> float:
+        return float(method.ranges[1] is not None) - float(method.ranges[0] is not None)
+
+    monkeypatch.setattr(search, "agreement", agreement)
+    fitted = ZeroTPrune(schedule=SCHEDULE).fit(vit(seed=5), pictures(4))
+    assert fitted.ranges == (None, (0.01, 0.7))
 
 
 def test_the_published_range_goes_with_published_schedules_only() -> None:

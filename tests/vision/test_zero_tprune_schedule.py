@@ -153,11 +153,24 @@ def test_a_schedule_that_leaves_no_patch_is_refused() -> None:
         ZeroTPrune(schedule=[(1, 0.8, 2, 5), (2, 0.7, 2, 1)], order="i-s"),
         ZeroTPrune(schedule=[(1, 0.8, 2, 5)], order="s-i", key_reduce="mean"),
         ZeroTPrune(schedule=[(1, 0.8, 2, 5)], s_partition="full", s_feature="x"),
+        ZeroTPrune(schedule=[(1, 0.8, 2, 5), (3, 0.5, 0, 2)], protect=(3, 4, 5, 6)),
+        ZeroTPrune(schedule=[(1, 0.8, 2, 5)], order="i-s", protect=(3, 4)),
         PatchRanking([(2, 0.5), (3, 0.5)], "column"),
         PatchRanking([(2, 0.5), (3, 0.5)], "cls"),
         PatchRanking([(2, 0.5), (3, 0.5)], "random"),
     ],
-    ids=["none", "i-s-i", "i-s", "s-i", "full", "column", "cls", "random"],
+    ids=[
+        "none",
+        "i-s-i",
+        "i-s",
+        "s-i",
+        "full",
+        "fixed",
+        "fixed i-s",
+        "column",
+        "cls",
+        "random",
+    ],
 )
 def test_the_ledger_is_what_flop_counter_mode_counts(method) -> None:
     for tower in (vit(attention="eager"), deit()):

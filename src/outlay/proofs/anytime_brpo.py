@@ -10,8 +10,8 @@ grid of budgets, of one answer forced from one thinking at each, on held-out que
 The main baseline is Dr.GRPO as TRL has it, with the same forced answer at the largest budget, at
 equal steps and with more steps, so that it samples at least as many tokens (answers counted). Every
 target was written before the first training run; the learning rate is a second choice (see
-`rl_beside.RATE`). What needs no training (variance, tokens and seconds of a step) had been looked at
-in a pilot before; the variance targets are the paper's statements and did not change.
+`rl_beside.RATE`). What needs no training (variance, tokens and seconds of a step) had been looked
+at in a pilot before; the variance targets are the paper's statements and did not change.
 """
 
 from __future__ import annotations

@@ -51,6 +51,18 @@ def feature_layer(model: Any) -> int:
     return index
 
 
+def tower_tap(block: Any, layer: int) -> Tap:
+    """A tap of a tower block's attention.
+
+    Raises:
+        CapabilityError: for a block whose attention is not known.
+    """
+    for name in ("self_attn", "attention", "attn"):
+        if (attention := getattr(block, name, None)) is not None:
+            return Tap(attention, f"tower layer {layer}")
+    raise CapabilityError(f"{type(block).__name__} (tower layer {layer}) has no attention module")
+
+
 class ClassToken:
     """Reads class-token attention of one block while the tower runs.
 
@@ -75,10 +87,7 @@ class ClassToken:
         self.layer = feature_layer(model) if layer is None else layer
         if not 0 <= self.layer < len(blocks):
             raise InputError(f"layer {self.layer}; the tower has layers 0..{len(blocks) - 1}")
-        attention = getattr(blocks[self.layer], "self_attn", None)
-        if attention is None:
-            attention = blocks[self.layer].attention
-        self.tap = Tap(attention, f"tower layer {self.layer}")
+        self.tap = tower_tap(blocks[self.layer], self.layer)
 
     def open(self) -> None:
         """Start listening."""

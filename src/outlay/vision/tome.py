@@ -77,6 +77,8 @@ class ToMe:
     proportional: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.r, (int, Sequence)) or isinstance(self.r, str):
+            raise InputError(f"r={self.r!r}; need an int, or one for each block")
         values = [self.r] if isinstance(self.r, int) else list(self.r)
         for value in values:
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
@@ -187,7 +189,9 @@ class Merging:
         size, tokens = hidden_BND.shape[:2]
         special = self.tower.special
         self._merges = self.method.merges(tokens - special, special, len(self._blocks))
-        self.sizes_BN = hidden_BND.new_ones(size, tokens)
+        # At least fp32, whatever the model has: 256 + 1 is 256 in bf16.
+        kind = torch.promote_types(hidden_BND.dtype, torch.float32)
+        self.sizes_BN = torch.ones(size, tokens, device=hidden_BND.device, dtype=kind)
         self.owner_BN = torch.arange(tokens, device=hidden_BND.device).expand(size, -1)
         self.merged.seen = []
 
@@ -231,7 +235,7 @@ class _Block(nn.Module):
         before, attention, after = (getattr(self.inner, name) for name in self.layout)
         bias_B11N = None
         if merging.method.proportional and bool((merging.sizes_BN > 1).any()):
-            bias_B11N = merging.sizes_BN.log()[:, None, None]
+            bias_B11N = merging.sizes_BN.log()[:, None, None].to(hidden_states.dtype)
             bias_B11N = bias_B11N.expand(-1, -1, hidden_states.shape[1], -1)
         seen, _ = attention(hidden_states=before(hidden_states), attention_mask=bias_B11N, **kwargs)
         hidden = hidden_states + seen
@@ -277,13 +281,17 @@ def match(keys_BNF: Tensor, r: int, special: int) -> tuple[Tensor, Tensor]:
 def merge(
     hidden_BND: Tensor, sizes_BN: Tensor, target_BN: Tensor, stay_BK: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Means of merged tokens weighted by size, (B, K, D), and their sizes, (B, K)."""
-    weighted = hidden_BND * sizes_BN[..., None]
+    """Means of merged tokens weighted by size, (B, K, D), and their sizes, (B, K).
+
+    Summed in fp32 at least: half precision overflows, and forgets one token beside many.
+    """
+    kind = torch.promote_types(hidden_BND.dtype, torch.float32)
+    weighted = hidden_BND.to(kind) * sizes_BN[..., None]
     index = target_BN[..., None].expand(-1, -1, hidden_BND.shape[-1])
-    summed = torch.zeros_like(hidden_BND).scatter_add(1, index, weighted)
+    summed = torch.zeros_like(weighted).scatter_add(1, index, weighted)
     sizes = torch.zeros_like(sizes_BN).scatter_add(1, target_BN, sizes_BN).gather(1, stay_BK)
     picked = summed.gather(1, stay_BK[..., None].expand(-1, -1, hidden_BND.shape[-1]))
-    return picked / sizes[..., None], sizes
+    return (picked / sizes[..., None]).to(hidden_BND.dtype), sizes
 
 
 def merge_to(tokens_ND: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from outlay.errors import InputError
-from outlay.vision.covipal.store import CONFIG, Trained, known_fingerprint, load
+from outlay.vision.covipal.store import CONFIG, Trained, fingerprint, load
 
 NAME = "seer"
 RATIO, WIDTH = 0.125, 48
@@ -31,7 +31,7 @@ def shipped(model: Any) -> Trained:
     Raises:
         InputError: if none were made for it.
     """
-    mark = known_fingerprint(model)
+    mark = fingerprint(model)
     found = {}
     for folder in folders():
         trained = load(folder)

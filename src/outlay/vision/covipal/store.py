@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -26,7 +25,6 @@ WEIGHTS, CONFIG = "ppm.safetensors", "ppm.json"
 SAMPLED = 64  # numbers of every weight in the fingerprint
 MAX_MODULES = 64
 # Of each model: its weights' versions, and the fingerprint that they had.
-_marks: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -57,21 +55,12 @@ class Trained:
         Raises:
             InputError: if the fingerprints differ.
         """
-        if (found := known_fingerprint(model)) != self.model:
+        if (found := fingerprint(model)) != self.model:
             raise InputError(
                 f"this pruning module was trained for {self.model_id or 'a model'} with "
                 f"fingerprint {self.model[:12]}, and this {type(model).__name__} has "
                 f"{found[:12]}; load that model, or fit CoViPAL on this one"
             )
-
-
-def known_fingerprint(model: Any) -> str:
-    """`fingerprint`, computed again only after a weight has changed."""
-    version = sum(weight._version for weight in model.parameters())
-    known = _marks.get(model)
-    if known is None or known[0] != version:
-        known = _marks[model] = (version, fingerprint(model))
-    return known[1]
 
 
 @torch.no_grad()

@@ -23,7 +23,13 @@ from torch import Tensor
 
 from outlay.errors import CapabilityError, InputError
 from outlay.vision.attention import Tap, tower_rows
-from outlay.vision.cls_attention import ClassToken, feature_layer, tower_layers, warn_if_blind
+from outlay.vision.cls_attention import (
+    ClassToken,
+    feature_layer,
+    tower_layers,
+    tower_tap,
+    warn_if_blind,
+)
 from outlay.vision.hired.layout import Layout, layouts_of
 from outlay.vision.parts import need_tower
 
@@ -64,7 +70,7 @@ class Received:
         self.layer = feature_layer(model) if layer is None else layer
         if not 0 <= self.layer < len(blocks):
             raise InputError(f"layer {self.layer}; the tower has layers 0..{len(blocks) - 1}")
-        self.tap = Tap(blocks[self.layer].self_attn, f"tower layer {self.layer}")
+        self.tap = tower_tap(blocks[self.layer], self.layer)
         config = getattr(tower, "config", None)
         self.patches = (config.image_size // config.patch_size) ** 2 if config is not None else 0
         self.open, self.close = self.tap.open, self.tap.close
@@ -256,7 +262,6 @@ class Reader:
 
     def _mark(self, features: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
         initial_PHN, final_PHN = self.initial.rows().detach(), self.final.rows().detach()
-        warn_if_blind(final_PHN)
         start = 0
         for number, (feature, layout) in enumerate(zip(features, layouts, strict=True)):
             if len(feature) != layout.tokens or final_PHN.shape[2] != layout.patches:
@@ -276,6 +281,8 @@ class Reader:
                 )
             setattr(feature, _MARK, looked)
             start += layout.tiles + 1
+        if self.how[0] == "cls":
+            warn_if_blind(final_PHN)
 
     def _over_heads(self, rows_HN: Tensor) -> Tensor:
         return rows_HN.sum(-2) if self.head_agg == "sum" else rows_HN.amax(-2)

@@ -63,7 +63,9 @@ class StoredScores:
             known = _read(store, keys)
         fresh = {key: at for at, key in enumerate(keys) if key not in known}
         if fresh:
-            made = score(self.scorer, [frames[at] for at in fresh.values()], asked)
+            made = score(
+                self.scorer, [frames[at] for at in fresh.values()], asked, batch=len(fresh)
+            )
             found = dict(zip(fresh, made, strict=True))
             with self._open() as store, store:
                 store.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", found.items())

@@ -95,10 +95,20 @@ def blocks_macs(shape: Shape, seen: Sequence[int]) -> int:
     return shape.ends + sum(shape.block(count + shape.special) for count in seen)
 
 
-def layer_macs(shape: Shape, method: ZeroTPrune | PatchRanking, stage: Stage, patches: int) -> int:
-    """Of one pruning layer that sees so many patches, attention read again included."""
+def layer_macs(
+    shape: Shape, method: ZeroTPrune | PatchRanking, stage: Stage, patches: int, fixed: int = 0
+) -> int:
+    """Of one pruning layer that sees so many patches, attention read again included.
+
+    Args:
+        shape: of the model.
+        method: what prunes.
+        stage: of the layer.
+        patches: that may go.
+        fixed: patches that may not, beside special tokens.
+    """
     d, heads = shape.width, shape.heads
-    tokens = patches + shape.special
+    tokens = patches + fixed + shape.special
     if isinstance(method, PatchRanking):
         # The class row alone, or all rows.
         return {"cls": tokens * d, "column": tokens * tokens * d}.get(method.ranking, 0)
@@ -112,7 +122,9 @@ def layer_macs(shape: Shape, method: ZeroTPrune | PatchRanking, stage: Stage, pa
     if not count:
         return cost + heads * stage.votes * tokens * tokens
     left = tokens - count
-    cost += heads * tokens * tokens + heads * stage.votes * left * left
+    cost += heads * stage.votes * left * left
+    if method.ranks_first:
+        cost += heads * tokens * tokens
     return cost + _pairs(method, patches, d, heads)
 
 
@@ -134,19 +146,22 @@ def macs(shape: Shape, method: ZeroTPrune | PatchRanking | None = None) -> int:
     """
     if method is None:
         return blocks_macs(shape, [shape.patches] * shape.depth)
-    order = method.order if isinstance(method, ZeroTPrune) else "i-s-i"
-    free = shape.patches - len([n for n in method.protect if n >= shape.special])
-    fixed = shape.patches - free
-    seen = counts(method.stages, free, shape.depth, order)
+    seen, fixed = _alive(shape, method)
     return blocks_macs(shape, [count + fixed for count in seen]) + overhead(shape, method)
+
+
+def _alive(shape: Shape, method: ZeroTPrune | PatchRanking) -> tuple[Sequence[int], int]:
+    """Patches that may go and are there in every block, and patches that may not."""
+    order = method.order if isinstance(method, ZeroTPrune) else "i-s-i"
+    fixed = len({n for n in method.protect if n >= shape.special})
+    return counts(method.stages, shape.patches - fixed, shape.depth, order), fixed
 
 
 def overhead(shape: Shape, method: ZeroTPrune | PatchRanking) -> int:
     """Of the pruning layers alone."""
-    order = method.order if isinstance(method, ZeroTPrune) else "i-s-i"
-    seen = counts(method.stages, shape.patches, shape.depth, order)
+    seen, fixed = _alive(shape, method)
     return sum(
-        layer_macs(shape, method, stage, seen[block - 1])
+        layer_macs(shape, method, stage, seen[block - 1], fixed)
         for block, stage in placed(method.stages, shape.depth).items()
         if not stage.idle
     )

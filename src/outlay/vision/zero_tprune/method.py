@@ -166,6 +166,11 @@ class ZeroTPrune:
         first = self.stages[0]
         return replace(self, schedule=stages or (Stage(first.block),), order="i-s-i", ranges=None)
 
+    @property
+    def ranks_first(self) -> bool:
+        """Whether copies are split by a first ranking."""
+        return self.order == "i-s-i" and self.s_partition in ("seq_u", "seq_i")
+
     def choose(self, stage: Stage, alive: Alive) -> tuple[Tensor, Tensor]:
         """Patches that stay after a stage: positions (B, k) ascending, and scores (B, P)."""
         attention_BHNN = checked(alive.reader.rows())
@@ -177,7 +182,10 @@ class ZeroTPrune:
         if not count:
             scores_BP = self._scores(stage, alive, attention_BHNN, patches_BP, stage.votes)
             return top(scores_BP, wanted), scores_BP
-        first_BP = self._scores(stage, alive, attention_BHNN, patches_BP, 1)
+        if self.ranks_first:
+            first_BP = self._scores(stage, alive, attention_BHNN, patches_BP, 1)
+        else:  # nothing looks at it
+            first_BP = torch.zeros(patches_BP.shape, device=patches_BP.device)
         every_BP = torch.arange(patches_BP.shape[1], device=patches_BP.device).expand(
             len(patches_BP), -1
         )

@@ -102,7 +102,7 @@ def scaled(
 ) -> ZeroTPrune:
     """The schedule of given proportions that costs at most `budget` of the whole model.
 
-    After block i a share `exp(-g w_i)` of the patches stays, and the smallest g that meets the
+    After block i a share `2 ** (-g w_i)` of the patches stays, and the smallest g that meets the
     budget is taken.
 
     Args:

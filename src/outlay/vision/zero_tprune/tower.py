@@ -219,15 +219,18 @@ class Reader:
         """Attention of the block, (B, H, N, N) in fp32."""
         if self._tap is not None:
             return tower_rows(self._tap)
+        return self._fused_rows(slice(None))
+
+    def _fused_rows(self, rows: slice) -> Tensor:
         query, key, _ = self._parts()
         scale = scaling(self.attention, query.shape[-1])
-        return (query.float() * scale @ key.float().transpose(-1, -2)).softmax(-1)
+        return (query[:, :, rows].float() * scale @ key.float().transpose(-1, -2)).softmax(-1)
 
     def class_row(self) -> Tensor:
         """Attention of the first token alone, (B, H, N) in fp32."""
         if self._tap is not None:
             return tower_rows(self._tap, torch.zeros(1, dtype=torch.long))[:, :, 0]
-        return self.rows()[:, :, 0]
+        return self._fused_rows(slice(1))[:, :, 0]
 
     def feature(self, kind: Feature, reduce: Reduce) -> Tensor:
         """Keys, queries or values of every token, (B, N, F): heads side by side, or their mean."""
