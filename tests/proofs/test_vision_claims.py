@@ -34,7 +34,7 @@ from outlay.vision.zero_tprune import Found, Stage, ZeroTPrune
 from outlay.vision.zero_tprune.cost import Shape
 from outlay.vision.zero_tprune.search import Trial
 
-N = 200  # scenes, or questions
+N = 200  # scenes
 
 
 def right(share: float, n: int = N) -> np.ndarray:
@@ -161,6 +161,15 @@ def test_each_of_hireds_rivals_is_judged_by_its_own_answers(beaten_by: str) -> N
     assert held(judged) == [name != beaten_by for name in RIVALS]
 
 
+def test_hired_is_not_above_where_chance_may_explain_it() -> None:
+    scores = rates(0.525, 0.475)
+    for name in RIVALS:  # right on other scenes than HiRED, which is noise
+        scores[name, hired.MAIN] = answers(0.475)[::-1]
+    judged = [check for check in hired._random(scores, LIMITS) if check.holds is not None]
+    assert held(judged) == [False] * 3
+    assert [check.measured for check in judged] == pytest.approx([0.05] * 3)
+
+
 def allocated(ours: float, even: float) -> hired.Scores:
     found = {("HiRED", rate): answers(ours) for rate in LIMITS}
     return found | {("even allocation", rate): answers(even) for rate in LIMITS}
@@ -202,6 +211,7 @@ def test_what_is_lost_is_counted_from_the_full_model_and_not_from_zero() -> None
 # -- G-Search: answers by method, budget and seed -------------------------------------------------
 
 LAYERS = SEERS["M"].layers
+ASKED = 100  # questions
 BUDGETS = g_search.BUDGETS
 SEARCHES = (FASTV, LINEAR, PYRAMID, RANDOM_RANK, RANDOM_SEARCH)
 HALF, MOST = (1.0, 1.0, 0.4, 0.2, 0.1, 0.0), (1.0, 1.0, 1.0, 0.8, 0.6, 0.4)
@@ -218,11 +228,10 @@ def outcomes(shares: Mapping[tuple[str, float], float]) -> Outcomes:
         num_attention_heads=4,
     )
     seer = Seer(SEERS["M"], SimpleNamespace(config=config))  # nothing but its cost is asked for
-    seen: tuple[()] = ()
-    asked = Bed(seer, [(Examples("count", seen, (question,) * N), torch.zeros(N, 0, 0))])
+    asked = Bed(seer, [(Examples("count", (), (question,) * ASKED), torch.zeros(ASKED, 0, 0))])
     found = Outcomes(asked)
     for cell, share in shares.items():
-        found.right[cell] = {0: right(share - 0.01), 1: right(share + 0.01)}
+        found.right[cell] = {n: right(share + gap, ASKED) for n, gap in enumerate((-0.01, 0.01))}
         found.rates[cell] = {0: HALF, 1: HALF}
     return found
 

@@ -237,6 +237,7 @@ def _fine(scores: Scores, full: np.ndarray) -> list[Check]:
     for rate in RATES:
         lost = full - scores["HiRED", rate]
         mean, low, high = interval(lost[:, fine] - lost[:, coarse])
+        both = lost[~np.isnan(lost[:, fine] - lost[:, coarse])]
         main = rate == MAIN
         checks.append(
             Check(
@@ -245,9 +246,8 @@ def _fine(scores: Scores, full: np.ndarray) -> list[Check]:
                 mean,
                 bool(low > 0) if main else None,
                 (low, high),
-                f"lost accuracy {np.nanmean(lost[:, fine]):.3f} against "
-                f"{np.nanmean(lost[:, coarse]):.3f}, scenes with both; "
-                + ("target: interval above 0" if main else "no target"),
+                f"lost accuracy {both[:, fine].mean():.3f} against {both[:, coarse].mean():.3f}, "
+                "scenes with both; " + ("target: interval above 0" if main else "no target"),
             )
         )
     return checks
