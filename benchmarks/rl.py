@@ -8,7 +8,9 @@ and said). HBPO forces prefixes, so its rollouts are its own: it is also timed p
 Target: at most 5 % more seconds than TRL. AnytimeReasoner samples more and trains on more; what
 that costs is stated in tokens and in seconds, without a target.
 
-    python benchmarks/rl.py [--steps 6] [--turns 5]
+On a GPU the clock is the wall's, and there is no target: a policy this small leaves it idle.
+
+    python benchmarks/rl.py [--steps 6] [--turns 5] [--device cuda] [--out DIR]
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
+import common
 from common import Row, warn_if_busy, write
 from outlay.rl.ada_grpo import AdaGRPO
 from outlay.rl.anytime import AnytimeBRPO
@@ -44,11 +48,47 @@ RATE = 1e-9  # too small to change what is sampled
 
 
 @dataclass(frozen=True)
-class Block:
-    """Seconds and sampled tokens of some steps."""
+class Bench:
+    """How it is measured.
 
-    cpu: float
-    wall: float
+    Args:
+        steps: of a block.
+        turns: blocks of each side.
+        device: "cpu" (CPU time) or "cuda" (wall clock).
+    """
+
+    steps: int
+    turns: int
+    device: str
+
+    @property
+    def clock(self) -> str:
+        """Which time is told."""
+        return "CPU time" if self.device == "cpu" else "wall clock"
+
+    def now(self) -> float:
+        """Seconds of that clock."""
+        return time.process_time() if self.device == "cpu" else time.perf_counter()
+
+    def settings(self) -> dict[str, Any]:
+        """Of a trainer."""
+        return {
+            "use_cpu": self.device == "cpu",
+            "max_steps": self.steps,
+            "num_generations": GROUP,
+            "per_device_train_batch_size": QUESTIONS * GROUP,
+            "learning_rate": RATE,
+            "max_completion_length": TASK.longest,
+            "seed": 0,
+            "logging_steps": 1,
+        }
+
+
+@dataclass(frozen=True)
+class Block:
+    """Seconds a step and sampled tokens of some steps."""
+
+    seconds: float
     tokens: int
 
 
@@ -56,10 +96,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--steps", type=int, default=6, help="of a block")
     parser.add_argument("--turns", type=int, default=5, help="blocks of each side")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--out", type=Path, help="folder of the results")
     chosen = parser.parse_args()
+    if chosen.out is not None:
+        common.RESULTS = chosen.out
+    bench = Bench(chosen.steps, chosen.turns, chosen.device)
     warn_if_busy()
     torch.set_num_threads(1)
-    steps = chosen.steps
     methods: dict[str, Method] = {
         "plain": Plain(),
         "curriculum": CurriculumGRPO(
@@ -78,30 +122,18 @@ def main() -> None:
     rows: list[Row] = []
     with quiet():
         for name, method in methods.items():
-            rows += _against(name, method, steps, chosen.turns)
-        rows += _anytime(steps, chosen.turns)
-    write("rl", rows)
+            rows += _against(name, method, bench)
+        rows += _anytime(bench)
+    write("rl" if bench.device == "cpu" else f"rl_{bench.device}", rows)
 
 
-def _settings(method: Method, steps: int) -> dict[str, Any]:
-    return {
-        "max_steps": steps,
-        "num_generations": GROUP,
-        "per_device_train_batch_size": QUESTIONS * GROUP,
-        "learning_rate": RATE,
-        "max_completion_length": TASK.longest,
-        "seed": 0,
-        "logging_steps": 1,
-    }
-
-
-def _ours(method: Method, steps: int) -> Block:
+def _ours(method: Method, bench: Bench) -> Block:
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(method, TASK, folder, _settings(method, steps), cpu=True)
-        return _timed(trainer, lambda: sum(e.generated for e in trainer.tokens))
+        trainer = make_trainer(method, TASK, folder, bench.settings(), cpu=True)
+        return _timed(trainer, bench, lambda: sum(e.generated for e in trainer.tokens))
 
 
-def _theirs(method: Method, steps: int) -> Block:
+def _theirs(method: Method, bench: Bench) -> Block:
     """TRL's trainer with the same loss settings, 0/1 rewards, and no method."""
     model, tokenizer = load()
     loss = {
@@ -110,7 +142,7 @@ def _theirs(method: Method, steps: int) -> Block:
         if name not in ("num_generations", "max_completion_length")
     }
     with tempfile.TemporaryDirectory() as folder:
-        settings = {**cpu_preset(), **loss, **_settings(method, steps)}
+        settings = {**cpu_preset(), **loss, **bench.settings()}
         lengths: list[int] = []
 
         def counted(completion_ids: list[list[int]], **columns: Any) -> list[float]:
@@ -125,23 +157,23 @@ def _theirs(method: Method, steps: int) -> Block:
             processing_class=tokenizer,
         )
         trainer.remove_callback(PrinterCallback)
-        return _timed(trainer, lambda: sum(lengths))
+        return _timed(trainer, bench, lambda: sum(lengths))
 
 
-def _timed(trainer: Any, tokens: Callable[[], int]) -> Block:
-    cpu, wall = time.process_time(), time.perf_counter()
+def _timed(trainer: Any, bench: Bench, tokens: Callable[[], int]) -> Block:
+    before = bench.now()
     trainer.train()
-    return Block(time.process_time() - cpu, time.perf_counter() - wall, tokens())
+    return Block((bench.now() - before) / bench.steps, tokens())
 
 
-def _turns(method: Method, steps: int, turns: int) -> tuple[list[Block], list[Block]]:
+def _turns(method: Method, bench: Bench) -> tuple[list[Block], list[Block]]:
     """Blocks of ours and theirs, in turns, after one warm-up each."""
-    _ours(method, steps)
-    _theirs(method, steps)
+    _ours(method, bench)
+    _theirs(method, bench)
     ours, theirs = [], []
-    for _ in range(turns):
-        ours.append(_ours(method, steps))
-        theirs.append(_theirs(method, steps))
+    for _ in range(bench.turns):
+        ours.append(_ours(method, bench))
+        theirs.append(_theirs(method, bench))
     return ours, theirs
 
 
@@ -159,38 +191,40 @@ def _row(case: str, unit: str, ours: list[float], theirs: list[float], note: str
     )
 
 
-def _against(name: str, method: Method, steps: int, turns: int) -> list[Row]:
-    ours, theirs = _turns(method, steps, turns)
-    overhead = statistics.median(a.cpu / b.cpu for a, b in zip(ours, theirs, strict=True)) - 1
+def _against(name: str, method: Method, bench: Bench) -> list[Row]:
+    ours, theirs = _turns(method, bench)
+    pairs = zip(ours, theirs, strict=True)
+    overhead = statistics.median(a.seconds / b.seconds for a, b in pairs) - 1
+    target = f"target: at most {100 * (TARGET - 1):.0f} % more; " if bench.device == "cpu" else ""
     same = "the same rollouts" if ours[0].tokens == theirs[0].tokens else "rollouts of its own"
     shape = f"{QUESTIONS}x{GROUP} rollouts"
     note = (
-        f"target: at most {100 * (TARGET - 1):.0f} % more; measured {100 * overhead:+.1f} %; "
-        f"{shape}, {same} ({ours[0].tokens} and {theirs[0].tokens} tokens in {steps} steps)"
+        f"{target}measured {100 * overhead:+.1f} %; {shape}, {same} ({ours[0].tokens} and "
+        f"{theirs[0].tokens} tokens in {bench.steps} steps)"
     )
     rows = [
         _row(
-            f"{name}: a step, CPU time",
+            f"{name}: a step, {bench.clock}",
             "seconds",
-            [block.cpu / steps for block in ours],
-            [block.cpu / steps for block in theirs],
+            [block.seconds for block in ours],
+            [block.seconds for block in theirs],
             note,
         )
     ]
     if same != "the same rollouts":
         rows.append(
             _row(
-                f"{name}: a thousand sampled tokens, CPU time",
+                f"{name}: a thousand sampled tokens, {bench.clock}",
                 "seconds",
-                [1000 * block.cpu / block.tokens for block in ours],
-                [1000 * block.cpu / block.tokens for block in theirs],
+                [1000 * bench.steps * block.seconds / block.tokens for block in ours],
+                [1000 * bench.steps * block.seconds / block.tokens for block in theirs],
                 "sampling, scoring and learning, by what was sampled",
             )
         )
     return rows
 
 
-def _anytime(steps: int, turns: int) -> list[Row]:
+def _anytime(bench: Bench) -> list[Row]:
     method = AnytimeBRPO(
         budgets=(16, 32, 64, 104),
         n_traces=GROUP,
@@ -199,21 +233,21 @@ def _anytime(steps: int, turns: int) -> list[Row]:
         forced="..\n</think>",
         heading="<answer>",
     )
-    ours, theirs = _turns(method, steps, turns)
+    ours, theirs = _turns(method, bench)
     note = f"4 budgets, 2 answers each; {QUESTIONS}x{GROUP} rollouts; no target"
     return [
         _row(
-            "anytime: a step, CPU time",
+            f"anytime: a step, {bench.clock}",
             "seconds",
-            [block.cpu / steps for block in ours],
-            [block.cpu / steps for block in theirs],
+            [block.seconds for block in ours],
+            [block.seconds for block in theirs],
             note,
         ),
         _row(
             "anytime: sampled tokens of a step",
             "tokens",
-            [block.tokens / steps for block in ours],
-            [block.tokens / steps for block in theirs],
+            [block.tokens / bench.steps for block in ours],
+            [block.tokens / bench.steps for block in theirs],
             "thinking and answers at all budgets, against TRL's whole completions",
         ),
     ]

@@ -9,7 +9,11 @@ dropped, the ratio of FLOPs, their quotient (target: at least 0.7), and the meth
 share of the time that it saves. Features are ready before the clock starts, except for methods
 that read the tower's attention: there the tower runs on both sides and counts on both.
 
-    python benchmarks/vision.py [--repeats 9] [--out DIR]
+On a GPU (wall clock, bfloat16, random weights) the models are as large as those that are served:
+LLaVA-1.5-7B with 576 visual tokens, alone and eight prompts at once, LLaVA-NeXT-7B with 2,880 and
+their newlines, and a decoder of 12 layers with 1024 tokens and 32 prompts.
+
+    python benchmarks/vision.py [--repeats 9] [--out DIR] [--device cuda]
 """
 
 from __future__ import annotations
@@ -57,11 +61,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9, help="timed rounds")
     parser.add_argument("--out", type=Path, help="folder of the results")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = parser.parse_args()
     if options.out is not None:
         common.RESULTS = options.out
     warn_if_busy()
     torch.set_num_threads(1)
+    if options.device == "cuda":
+        import vision_large
+
+        write("vision_cuda", vision_large.rows(options.repeats))
+        return
     write("vision", [*seer_shape(options.repeats), *smollm2(options.repeats)])
 
 
@@ -128,7 +138,7 @@ def seer_shape(repeats: int) -> list[Row]:
             return made(model)
 
         rows.append(
-            _pair(
+            pair(
                 f"seer's shape, {total} tokens: {name}",
                 opened,
                 with_tower if reads else prefill,
@@ -171,19 +181,33 @@ def smollm2(repeats: int) -> list[Row]:
     rows = []
     for name, opened in sides.items():
         case = f"SmolLM2-135M, {SPAN} tokens: {name}"
-        rows.append(_pair(case, opened, prefill, config, max(3, repeats // 3)))
+        rows.append(pair(case, opened, prefill, config, max(3, repeats // 3)))
     return rows
 
 
-def _pair(
+def pair(
     case: str,
     opened: Callable[[], Any],
     work: Callable[[], None],
     config: Any,
     repeats: int,
     shared: int = 0,
+    *,
+    clock: str = "cpu",
+    note: str = "",
 ) -> Row:
-    """Full and dropped in turns: time, FLOPs (`shared` on both sides), the method's work."""
+    """Full and dropped in turns: time, FLOPs (`shared` on both sides), the method's work.
+
+    Args:
+        case: names the row.
+        opened: the method on its model.
+        work: a prefill; with `clock="wall"` it waits for the device.
+        config: of the model.
+        repeats: timed rounds.
+        shared: FLOPs of a prompt that both sides spend beside the decoder.
+        clock: "cpu" or "wall".
+        note: ends the row's.
+    """
     seen: list[Any] = []
 
     def dropped() -> None:
@@ -191,7 +215,7 @@ def _pair(
             work()
         seen.append(kept)
 
-    seconds = turns({"dropped": dropped, "full": work}, repeats, clock="cpu")
+    seconds = turns({"dropped": dropped, "full": work}, repeats, clock=clock)
     ratios = [b / a for a, b in zip(seconds["dropped"], seconds["full"], strict=True)]
     kept = seen[-1]
     visual = [layer[0] for layer in kept.counts()]
@@ -214,7 +238,7 @@ def _pair(
         (min(ratios), max(ratios)),
         f"FLOPs {flops:.2f}x, time / FLOPs {gain / flops:.2f} (target {TARGET}: {verdict}); "
         f"counting only scores under the causal mask {causal:.2f}x, {gain / causal:.2f}; own work "
-        f"{1e3 * own:.2f} ms, {share}; visual tokens by layer {visual[0]} to {visual[-1]}",
+        f"{1e3 * own:.2f} ms, {share}; visual tokens by layer {visual[0]} to {visual[-1]}{note}",
     )
 
 

@@ -57,6 +57,18 @@ def test_a_tower_on_t2t_tokens_is_the_same_when_loaded(
     assert dict(loaded.named_parameters()).keys() == dict(tower.named_parameters()).keys()
 
 
+def test_a_start_by_fan_in_reaches_towers() -> None:
+    made = {}
+    for start in ("released", "fan_in"):
+        tokens = Tokens(SPLITS_MEDIUM, "transformer", token_dim=8, start=start)  # type: ignore[arg-type]
+        tower = retokenised(CLIPVisionModel(CLIPVisionConfig(**SIZES)), tokens)
+        projection = tower.embeddings.patch_embedding.projection
+        made[start] = float(projection.weight.detach().std())
+        assert not projection.bias.any()
+    assert made["released"] == pytest.approx(0.02, rel=0.1)
+    assert made["fan_in"] == pytest.approx(72**-0.5, rel=0.1)
+
+
 def test_sinusoid_positions_are_fixed_in_a_tower() -> None:
     tower = _tower(positions="sinusoid")
     table = tower.embeddings.position_embedding.weight

@@ -213,6 +213,22 @@ def test_initial_weights_are_those_of_the_released_code() -> None:
     assert torch.allclose(block.w @ block.w.T, 4 * torch.eye(4), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["performer", "transformer"])
+def test_tokens_that_start_by_fan_in_are_as_loud_as_positions(kind: TokensType) -> None:
+    """The released spread of .02 makes tokens of small windows nearly silent beside positions."""
+    x = torch.randn(4, 3, 28, 28)
+    loud = {}
+    for start in ("released", "fan_in"):
+        model = _tiny(tokens_type=kind, start=start)
+        tokens = model.vit.embeddings.patch_embeddings(x)
+        loud[start] = float(tokens.detach().square().mean().sqrt())
+        assert model.method.start == start
+    assert loud["released"] < 0.05
+    assert 0.7 < loud["fan_in"] < 2
+    tower = _tiny(tokens_type=kind, start="fan_in").vit.layers[0].mlp.fc1.weight
+    assert float(tower.detach().std()) == pytest.approx(0.02, rel=0.1)  # the backbone is untouched
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_few_steps_learn_a_few_pictures(kind: TokensType) -> None:
     model = _tiny(tokens_type=kind, drop_path=0.0, token_dropout=0.0).train()

@@ -71,8 +71,9 @@ def test_every_field_of_a_cell_decides_its_key() -> None:
         replace(TINY, rate=2e-3),
         replace(TINY, depth=2),
         replace(TINY, curve=True),
+        replace(TINY, start="fan_in"),
     ]
-    assert len({cell.key for cell in (TINY, *others)}) == 7
+    assert len({cell.key for cell in (TINY, *others)}) == 8
 
 
 def test_damaged_stores_are_named(tmp_path: Path) -> None:
@@ -213,27 +214,30 @@ def test_samples_saved_are_read_from_the_curve() -> None:
     assert t2t_vit.saved(low, "digits", ATTENTION).measured == "not reached"
 
 
-def test_two_changes_are_tried_where_t2t_loses(tmp_path: Path) -> None:
+def test_changes_are_tried_where_t2t_loses(tmp_path: Path) -> None:
     plan = Plan((20, 40), 32, 16, 30)
     cells = t2t_vit.change_cells(plan, "digits", [PERFORMER], (0,))
     assert [name for name, _ in cells] == [
         "patches, twice as long",
         "T2T, performer, 64 channels",
         "T2T, performer, twice as long",
+        "T2T, performer, start by fan-in",
+        "T2T, performer, start by fan-in, twice as long",
     ]
-    assert [cell.seen for _, cell in cells] == [64, 32, 64]
-    assert cells[1][1].token_dim == 64
+    assert [cell.seen for _, cell in cells] == [64, 32, 64, 32, 64]
+    assert [cell.token_dim for _, cell in cells] == [32, 64, 32, 32, 32]
+    assert [cell.start for _, cell in cells] == ["released"] * 3 + ["fan_in"] * 2
     runs = {
         **trained(main_cells({"digits": plan}, (0,), layers=1), tmp_path, silent),
         **trained([(name, replace(cell, depth=1)) for name, cell in cells], tmp_path, silent),
     }
     checks = t2t_vit.changed(runs, "digits", [PERFORMER])
-    assert [check.holds for check in checks] == [None, None]
+    assert [check.holds for check in checks] == [None] * 4
     longer = runs["digits", 20, "T2T, performer, twice as long"][0].accuracy
     base = runs["digits", 20, "patches, twice as long"][0].accuracy
     assert checks[1].measured == pytest.approx(longer - base)
     rows = t2t_vit_figure.data_of(runs)["runs"]
-    assert len(rows) == 4 * 2 + 1 + 3
+    assert len(rows) == 4 * 2 + 1 + 5
     assert {row["tokens"] for row in rows} == {49}
     path = tmp_path / "picture.png"
     t2t_vit_figure.drawer(runs, [NAMES[kind] for kind in TYPES])(path)

@@ -246,6 +246,7 @@ def test_the_fixed_table_is_why_a_larger_image_means_more_parameters() -> None:
         ({"tokens_type": "convolution"}, "choose one of: performer, transformer, conv, patch"),
         ({"phi": "relu"}, "choose one of: stable, compat"),
         ({"rows": "sqrt"}, "choose one of: sqrt_m, sqrt_c"),
+        ({"start": "xavier"}, "choose one of: released, fan_in"),
         ({"token_dim": 0}, "token_dim=0"),
         ({"token_dim": True}, "token_dim=True"),
         ({"kernel_ratio": 0}, "kernel_ratio=0"),

@@ -64,7 +64,7 @@ PUBLISHED = {  # parameters in millions, multiply-adds in billions
     "t2t-vit-t-24": (64.1, 15.0),
 }
 DEEPER = "patches, 7 layers"
-WIDER, LONGER = "64 channels", "twice as long"
+WIDER, LONGER, STARTED = "64 channels", "twice as long", "start by fan-in"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ PLANS: Mapping[Scale, Mapping[World, Plan]] = {
     "ci": {"digits": Plan((40,), 800, 16, 40, rate=5e-3)},
     "laptop": {"garments": Plan((1000, 5000), 20_000, 64, 2000), "digits": DIGITS},
     "gpu": {
-        "garments": Plan((1000, 5000, 20_000, 60_000), 20_000, 64, 10_000, 10, True),
+        "garments": Plan((1000, 5000, 20_000, 60_000), 100_000, 128, 10_000, 10, True),
         "digits": DIGITS,
     },
 }
@@ -138,6 +138,8 @@ def run(
             runs = {**runs, **trained(extra, home, progress)}
             result.checks += changed(runs, world, failed)
     if scale == "gpu":
+        runs = {**runs, **trained(started_cells(plans["garments"], seeds), home, progress)}
+        result.checks += [started(runs, "garments", kind) for kind in (ATTENTION, PERFORMER)]
         result.checks.append(large(trained(large_cells(seed), home, progress)))
         result.checks += t2t_vit_seer.checks(seeds, home, progress)
     else:
@@ -187,8 +189,13 @@ def _cell(plan: Plan, world: World, samples: int, seed: int, layers: int = 6) ->
 def change_cells(
     plan: Plan, world: World, failed: Sequence[str], seeds: Sequence[int]
 ) -> list[tuple[str, Cell]]:
-    """Two changes where T2T did not beat patches: the paper's 64 channels between splits, and
-    twice as many pictures seen; at the smallest sample size."""
+    """What is tried where T2T did not beat patches, at the smallest sample size.
+
+    The paper's 64 channels between splits; twice as many pictures seen; and a start by fan-in, once
+    and twice as long. The last followed from the first two: with the released start (a spread of
+    .02 whatever the number of inputs) tokens of this size begin at a fortieth of the positions
+    that are added to them, and a short run is spent on raising them.
+    """
     found = []
     for seed in seeds:
         base = _cell(plan, world, plan.samples[0], seed)
@@ -199,7 +206,24 @@ def change_cells(
                 wide = replace(base, tokens_type=kind, token_dim=64)
                 found.append((f"{NAMES[kind]}, {WIDER}", wide))
                 found.append((f"{NAMES[kind]}, {LONGER}", replace(longer, tokens_type=kind)))
+                started = replace(base, tokens_type=kind, start="fan_in")
+                found.append((f"{NAMES[kind]}, {STARTED}", started))
+                twice = replace(started, seen=longer.seen)
+                found.append((f"{NAMES[kind]}, {STARTED}, {LONGER}", twice))
     return found
+
+
+def started_cells(plan: Plan, seeds: Sequence[int]) -> list[tuple[str, Cell]]:
+    """Garments with a start by fan-in, at every sample size."""
+    return [
+        (
+            f"{NAMES[kind]}, {STARTED}",
+            replace(_cell(plan, "garments", samples, seed), tokens_type=kind, start="fan_in"),
+        )
+        for seed in seeds
+        for samples in plan.samples
+        for kind in (ATTENTION, PERFORMER)
+    ]
 
 
 def large_cells(seed: int) -> list[tuple[str, Cell]]:
@@ -217,7 +241,7 @@ def large_cells(seed: int) -> list[tuple[str, Cell]]:
         embed_dim=256,
         depth=7,
         heads=4,
-        batch=128,
+        batch=512,
         curve=True,
     )
     return [(NAMES[kind], replace(base, tokens_type=kind)) for kind in (PATCH, PERFORMER)]
@@ -376,7 +400,7 @@ def grows(runs: Runs, world: World, kind: str) -> Check:
         f"{world}: the lead of {NAMES[kind]} over patches grows as samples shrink",  # type: ignore[index]
         "patches need more samples",
         growth.mean,
-        growth.lo > 0 and gap_2T[0].mean() > 0,
+        growth.lo > 0 and float(gap_2T[0].mean()) > 0,
         (growth.lo, growth.hi),
         f"lead at {sizes[0]} minus lead at {sizes[-1]} samples: {gap_2T[0].mean():+.3f} and "
         f"{gap_2T[1].mean():+.3f}; target: interval above 0, and a lead (added after a first look: "
@@ -502,7 +526,12 @@ def changed(runs: Runs, world: World, failed: Sequence[str]) -> list[Check]:
     checks = []
     for kind in failed:
         name = NAMES[kind]  # type: ignore[index]
-        for change, base in ((WIDER, NAMES[PATCH]), (LONGER, f"{NAMES[PATCH]}, {LONGER}")):
+        for change, base in (
+            (WIDER, NAMES[PATCH]),
+            (LONGER, f"{NAMES[PATCH]}, {LONGER}"),
+            (STARTED, NAMES[PATCH]),
+            (f"{STARTED}, {LONGER}", f"{NAMES[PATCH]}, {LONGER}"),
+        ):
             ours, theirs = runs[world, samples, f"{name}, {change}"], runs[world, samples, base]
             gap = difference(gaps(ours, theirs))
             checks.append(
@@ -517,6 +546,27 @@ def changed(runs: Runs, world: World, failed: Sequence[str]) -> list[Check]:
                 )
             )
     return checks
+
+
+def started(runs: Runs, world: World, kind: str) -> Check:
+    """The start that was found by looking at why short runs lose, at every sample size."""
+    name, parts, found = f"{NAMES[kind]}, {STARTED}", [], []  # type: ignore[index]
+    for samples in _sizes(runs, world):
+        ours, theirs = runs[world, samples, name], _named(runs, world, samples, PATCH)
+        found.append(difference(gaps(ours, theirs)))
+        parts.append(
+            f"{samples}: {accuracy(ours):.3f} against {accuracy(theirs):.3f}, "
+            f"[{found[-1].lo:+.3f}, {found[-1].hi:+.3f}]"
+        )
+    least = min(found, key=lambda gap: gap.mean)
+    return Check(
+        f"{world}: {name} against patches at every sample size",
+        "",
+        least.mean,
+        None,
+        (least.lo, least.hi),
+        f"smallest difference; {'; '.join(parts)}; chosen after results were seen, so not judged",
+    )
 
 
 def large(runs: Runs) -> Check:

@@ -10,8 +10,11 @@ Shapes: B pictures of a batch, N pictures, S side, T test pictures.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -25,7 +28,7 @@ from outlay.machine import commit, machine, today
 from outlay.proofs.base import Progress
 from outlay.testbeds import fashion
 from outlay.vision.t2t_vit.method import T2TViT
-from outlay.vision.t2t_vit.tokens import SPLITS_SMALL, Split, TokensType
+from outlay.vision.t2t_vit.tokens import SPLITS_SMALL, Split, Start, TokensType
 
 World = Literal["garments", "digits"]
 
@@ -40,6 +43,8 @@ NAMES: Mapping[TokensType, str] = {
     ATTENTION: "T2T, transformer",
     PERFORMER: "T2T, performer",
 }
+MOST_WORKERS = 14
+"""Most processes that share a GPU."""
 _LAYOUT = 1
 
 
@@ -61,6 +66,7 @@ class Cell:
         rate: peak learning rate.
         drop_path: of the backbone.
         curve: also evaluate after every epoch.
+        start: of the tokeniser's weights.
 
     Raises:
         InputError: for another world, or less than one picture, step or seed.
@@ -83,6 +89,7 @@ class Cell:
     rate: float = 1e-3
     drop_path: float = 0.1
     curve: bool = False
+    start: Start = "released"
 
     def __post_init__(self) -> None:
         if self.world not in ("garments", "digits"):
@@ -119,6 +126,7 @@ class Cell:
             img_size=self.side,
             channels=1,
             num_classes=10,
+            start=self.start,
         )
 
 
@@ -153,7 +161,7 @@ class Outcome:
 
 
 def run_cells(cells: Sequence[Cell], folder: Path, progress: Progress) -> list[Outcome]:
-    """Results of all cells; what the folder lacks is trained.
+    """Results of all cells; what the folder lacks is trained, on a GPU by several processes.
 
     Raises:
         ResultsError: if the folder or a stored result cannot be used.
@@ -162,20 +170,41 @@ def run_cells(cells: Sequence[Cell], folder: Path, progress: Progress) -> list[O
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResultsError(f"cannot use {folder} ({error}); give another folder") from error
-    outcomes = []
-    for number, cell in enumerate(cells, 1):
-        path = folder / f"{cell.key}.json"
-        if not path.is_file():
-            made = train(cell)
-            draft = path.with_suffix(".part")
-            draft.write_text(json.dumps(asdict(made)) + "\n", encoding="utf-8")
-            draft.replace(path)
+    places = {cell: folder / f"{cell.key}.json" for cell in cells}
+    missing = [cell for cell, path in places.items() if not path.is_file()]
+    if missing:
+        for number, made in enumerate(_trained(missing, places), 1):
+            cell = made.cell
             progress(
-                f"{number}/{len(cells)} {cell.world} {cell.samples} {NAMES[cell.tokens_type]}, "
+                f"{number}/{len(missing)} {cell.world} {cell.samples} {NAMES[cell.tokens_type]}, "
                 f"seed {cell.seed}: {made.accuracy:.3f} in {made.seconds:.0f} s"
             )
-        outcomes.append(load(path))
-    return outcomes
+    return [load(places[cell]) for cell in cells]
+
+
+def _trained(cells: Sequence[Cell], places: Mapping[Cell, Path]) -> Iterator[Outcome]:
+    """Outcomes as they are stored. Models this small leave a GPU idle, so that processes share it;
+    on a CPU cells run one by one."""
+    import torch
+
+    if len(cells) == 1 or not torch.cuda.is_available():
+        for cell in cells:
+            yield _stored(cell, places[cell])
+        return
+    workers = min(len(cells), MOST_WORKERS, os.cpu_count() or 1)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        waiting = [pool.submit(_stored, cell, places[cell]) for cell in cells]
+        for done in as_completed(waiting):
+            yield done.result()
+
+
+def _stored(cell: Cell, path: Path) -> Outcome:
+    made = train(cell)
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(asdict(made)) + "\n", encoding="utf-8")
+    draft.replace(path)
+    return made
 
 
 def load(path: Path) -> Outcome:
@@ -315,7 +344,7 @@ def train(cell: Cell) -> Outcome:
         schedule.step()
         optimiser.zero_grad()
         mean.update_parameters(model)
-        losses.append(float(loss.detach()))
+        losses.append(loss.detach())
         epochs = [(done * cell.batch) // cell.samples for done in (step, step + 1)]
         if cell.curve and epochs[0] < epochs[1]:
             curve.append(float(_right(mean.module, test_NSS, test_labels_N).mean()))
@@ -325,11 +354,17 @@ def train(cell: Cell) -> Outcome:
         [int(value) for value in right_T],
         float(_right(model, test_NSS, test_labels_N).mean()),
         curve,
-        [round(float(part.mean()), 4) for part in np.array_split(losses, min(10, len(losses)))],
+        [round(float(part), 4) for part in _tenths(torch.stack(losses))],
         round(time.process_time() - began, 2),
         sum(value.numel() for value in model.state_dict().values()),
         {"machine": machine(), "commit": commit(), "date": today(), "device": device},
     )
+
+
+def _tenths(losses_S: Any) -> list[Any]:
+    """Means of each tenth of the steps."""
+    steps = len(losses_S)
+    return [part.mean() for part in losses_S.float().tensor_split(min(10, steps))]
 
 
 def augmented(batch_BSS: Any, mirror: bool, generator: Any) -> Any:
@@ -337,13 +372,13 @@ def augmented(batch_BSS: Any, mirror: bool, generator: Any) -> Any:
     import torch
 
     count, side, _ = batch_BSS.shape
-    most = side // 14
-    shift_2B = torch.randint(-most, most + 1, (2, count), generator=generator)
-    mirrored_B = torch.rand(count, generator=generator) < (0.5 if mirror else 0.0)
-    place_S = torch.arange(side)
+    most, device = side // 14, batch_BSS.device
+    shift_2B = torch.randint(-most, most + 1, (2, count), generator=generator).to(device)
+    mirrored_B = torch.rand(count, generator=generator).to(device) < (0.5 if mirror else 0.0)
+    place_S = torch.arange(side, device=device)
     rows_BS, columns_BS = ((place_S + shift_B[:, None]).clamp(0, side - 1) for shift_B in shift_2B)
     columns_BS = torch.where(mirrored_B[:, None], columns_BS.flip(1), columns_BS)
-    index_B = torch.arange(count)[:, None, None]
+    index_B = torch.arange(count, device=device)[:, None, None]
     return batch_BSS[index_B, rows_BS[:, :, None], columns_BS[:, None, :]]
 
 

@@ -27,7 +27,7 @@ from outlay.errors import CapabilityError, InputError
 from outlay.vision.t2t_vit.blocks import TokenPerformer
 from outlay.vision.t2t_vit.configuration import T2TCLIPVisionConfig
 from outlay.vision.t2t_vit.positions import sinusoid_table
-from outlay.vision.t2t_vit.tokeniser import Tokeniser
+from outlay.vision.t2t_vit.tokeniser import Tokeniser, spread_of
 from outlay.vision.t2t_vit.tokens import Tokens
 
 __all__ = ["T2TCLIPVisionConfig", "T2TCLIPVisionModel", "T2TVisionEmbeddings", "retokenised"]
@@ -123,7 +123,9 @@ class T2TCLIPVisionModel(CLIPVisionModel):
             module.reset_parameters()
             return
         super()._init_weights(module)
-        if isinstance(module, TokenPerformer):
+        if isinstance(module, nn.Linear) and hasattr(module, "spread"):
+            init.trunc_normal_(module.weight, std=spread_of(module, 0.0))
+        elif isinstance(module, TokenPerformer):
             init.copy_(module.w, module.fresh_rows())
         elif isinstance(module, T2TVisionEmbeddings) and self.config.positions == "sinusoid":
             fixed = module.position_embedding.weight

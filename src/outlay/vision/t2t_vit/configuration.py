@@ -26,6 +26,7 @@ class T2TViTConfig(ViTConfig):
     phi: str = "stable"
     rows: str = "sqrt_m"
     token_dropout: float = 0.1
+    start: str = "released"
     qk_scale: float | None = None
     drop_path_rate: float = 0.1
     positions: str = "sinusoid"
@@ -76,6 +77,7 @@ class T2TViTConfig(ViTConfig):
             phi=self.phi,  # type: ignore[arg-type]
             rows=self.rows,  # type: ignore[arg-type]
             token_dropout=self.token_dropout,
+            start=self.start,  # type: ignore[arg-type]
         )
 
     @classmethod
@@ -112,6 +114,7 @@ class T2TCLIPVisionConfig(CLIPVisionConfig):
     phi: str = "stable"
     rows: str = "sqrt_m"
     token_dropout: float = 0.1
+    start: str = "released"
     positions: str = "learned"
     patch_size: int | list[int] | tuple[int, int] | None = 16
 
@@ -153,6 +156,7 @@ def _tokens(config: Any) -> Tokens:
         config.phi,
         config.rows,
         config.token_dropout,
+        config.start,
     )
 
 
@@ -165,4 +169,5 @@ def _fields(tokens: Tokens) -> dict[str, Any]:
         "phi": tokens.phi,
         "rows": tokens.rows,
         "token_dropout": tokens.dropout,
+        "start": tokens.start,
     }

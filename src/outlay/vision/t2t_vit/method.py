@@ -29,6 +29,7 @@ from outlay.vision.t2t_vit.tokens import (
     Phi,
     Rows,
     Split,
+    Start,
     Tokens,
     TokensType,
     finite,
@@ -70,6 +71,8 @@ class T2TViT:
         rows: length of the performer's random rows, "sqrt_m" as released, or "sqrt_c", as long as
             Gaussian rows, whose features estimate the softmax kernel.
         token_dropout: in the performer's blocks, in training.
+        start: of the tokeniser's linear layers: "released" (spread .02), or "fan_in"
+            (1 / sqrt(inputs)), which small tokenisers need to be heard beside the positions.
         ema_decay: of averaged weights, at most, for `training.averaged`; short runs get less.
 
     Raises:
@@ -93,6 +96,7 @@ class T2TViT:
     phi: Phi = "stable"
     rows: Rows = "sqrt_m"
     token_dropout: float = 0.1
+    start: Start = "released"
     ema_decay: float = 0.99996
 
     def __post_init__(self) -> None:
@@ -157,6 +161,7 @@ class T2TViT:
             self.phi,
             self.rows,
             self.token_dropout,
+            self.start,
         )
 
     @property

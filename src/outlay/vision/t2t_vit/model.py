@@ -30,7 +30,7 @@ from outlay.vision.t2t_vit.blocks import TokenPerformer
 from outlay.vision.t2t_vit.configuration import T2TViTConfig
 from outlay.vision.t2t_vit.method import T2TViT
 from outlay.vision.t2t_vit.positions import resize_positions, sinusoid_table
-from outlay.vision.t2t_vit.tokeniser import Tokeniser, check_pixels
+from outlay.vision.t2t_vit.tokeniser import Tokeniser, check_pixels, spread_of
 from outlay.vision.t2t_vit.tokens import sides
 
 Resize = Literal["interpolate", "recompute"]
@@ -138,7 +138,7 @@ class _Initial(ViTPreTrainedModel):
         if isinstance(module, nn.Conv2d):
             module.reset_parameters()
         elif isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=std)
+            init.trunc_normal_(module.weight, std=spread_of(module, std))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, TokenPerformer):

@@ -67,6 +67,10 @@ class Tokeniser(nn.Module):
                     else TokenPerformer(width, tokens)
                 )
             self.projection = nn.Linear(widths[-1], embed_dim)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and tokens.start == "fan_in":
+                module.spread = module.in_features**-0.5  # type: ignore[assignment]
+                nn.init.trunc_normal_(module.weight, std=spread_of(module, 0.0))
 
     def resize(self, img_size: int | tuple[int, int]) -> None:
         """Let the counts speak of another image size; no weight changes."""
@@ -98,6 +102,11 @@ class Tokeniser(nn.Module):
     def extra_repr(self) -> str:
         """The knobs, for `print(model)`."""
         return f"{self.tokens}, img_size={self.img_size}, num_patches={self.num_patches}"
+
+
+def spread_of(module: nn.Module, usual: float) -> float:
+    """Spread of a linear layer's initial weights: its own, if a tokeniser gave it one."""
+    return float(getattr(module, "spread", usual))
 
 
 def unfold(map_BCHW: Tensor, split: tuple[int, int, int]) -> Tensor:

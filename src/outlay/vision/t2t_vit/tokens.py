@@ -18,6 +18,7 @@ Split = tuple[int, int, int]
 TokensType = Literal["performer", "transformer", "conv", "patch"]
 Phi = Literal["stable", "compat"]
 Rows = Literal["sqrt_m", "sqrt_c"]
+Start = Literal["released", "fan_in"]
 
 SPLITS: tuple[Split, ...] = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
 """The paper's, for 224 pixels: total stride 16."""
@@ -80,6 +81,9 @@ class Tokens:
         rows: length of the performer's random rows: "sqrt_m" as released, or "sqrt_c", as long as
             Gaussian rows, whose features estimate exp(q k).
         dropout: in the performer's blocks, in training only; the released code always has it.
+        start: spread of the linear layers' initial weights: "released" (what the model around it
+            gives all of its own, .02), or "fan_in" (1 / sqrt(inputs), ours), with which the tokens
+            of small tokenisers do not start far below the positions that are added to them.
 
     Raises:
         InputError: for a knob out of its range.
@@ -92,10 +96,16 @@ class Tokens:
     phi: Phi = "stable"
     rows: Rows = "sqrt_m"
     dropout: float = 0.1
+    start: Start = "released"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", _checked(self.splits))
-        for name, kind in (("tokens_type", TokensType), ("phi", Phi), ("rows", Rows)):
+        for name, kind in (
+            ("tokens_type", TokensType),
+            ("phi", Phi),
+            ("rows", Rows),
+            ("start", Start),
+        ):
             if getattr(self, name) not in get_args(kind):
                 known = ", ".join(get_args(kind))
                 raise InputError(f"{name}={getattr(self, name)!r}; choose one of: {known}")
