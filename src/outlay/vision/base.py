@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from outlay.errors import InputError
@@ -36,10 +37,12 @@ class Picture:
     Args:
         row: of the batch.
         at_K: (K,) places of its tokens in the row, ascending.
+        host_K: the same in the host's memory, for choices that are made there.
     """
 
     row: int
     at_K: Tensor
+    host_K: Tensor
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,20 @@ class Choice:
         Raises:
             InputError: for another number of images.
         """
+        import torch
+
         if len(kept) != len(seen.pictures):
             raise InputError(f"{len(kept)} choices for {len(seen.pictures)} images")
-        keep_BT = ~seen.visual_BT
-        for picture, index_k in zip(seen.pictures, kept, strict=True):
-            keep_BT[picture.row, picture.at_K[index_k.to(picture.at_K.device)]] = True
+        keep_BT = (~seen.visual_BT).contiguous()
+        length = keep_BT.shape[1]
+        # What was chosen on the host goes to the device in one piece, without waiting for it.
+        on_host = all(index_k.device.type == "cpu" for index_k in kept)
+        flat = [
+            picture.row * length
+            + (picture.host_K[index_k] if on_host else picture.at_K[index_k.to(keep_BT.device)])
+            for picture, index_k in zip(seen.pictures, kept, strict=True)
+        ]
+        keep_BT.view(-1)[torch.cat(flat).to(keep_BT.device)] = True
         return cls(keep_BT, scores=scores)
 
 
@@ -143,35 +155,73 @@ class Score(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Living:
+    """Visual tokens of every row that a layer had.
+
+    Args:
+        mask_Bm: True at visual tokens among the layer's.
+        number_Bm: their numbers among the row's original visual ones; anything elsewhere.
+        counts: of every row.
+    """
+
+    mask_Bm: Tensor
+    number_Bm: Tensor
+    counts: list[int]
+
+    @cached_property
+    def rows(self) -> list[Tensor]:
+        """(n,) original numbers of every row, ascending."""
+        return [number[mask] for number, mask in zip(self.number_Bm, self.mask_Bm, strict=True)]
+
+
 @dataclass
 class Kept:
     """What lived where in the last prefill; filled while a method's context is open.
 
+    Lists of tokens are made when they are read: a prefill does not wait for them.
+
     Args:
         total: visual tokens of each row of the batch as the processor gave them.
         text: other tokens of each row, padding not counted.
-        entered: of each image, which of its tokens entered the decoder: (k,) ascending.
         sizes: of each image, its number of tokens.
         scores: of each image, scores of all its tokens, where the method has them.
-        layers: of each decoder layer and row, its visual tokens: (n,) original numbers.
+        alive: of each decoder layer, its visual tokens.
         ranked: tokens of a row (all kinds) at each ranking between layers.
         prefills: counted since the context opened.
-        seconds: spent on choosing and ranking since then, on the host's clock.
+        seconds: spent on choosing and ranking since then, on the host's clock. A GPU may do the
+            work later.
     """
 
     total: list[int] = field(default_factory=list)
     text: list[int] = field(default_factory=list)
-    entered: list[Tensor] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
-    layers: list[list[Tensor]] = field(default_factory=list)
+    alive: list[Living] = field(default_factory=list)
     ranked: list[int] = field(default_factory=list)
     prefills: int = 0
     seconds: float = 0.0
+    _entered: list[Tensor] | Callable[[], list[Tensor]] = field(default_factory=list)
+
+    @property
+    def entered(self) -> list[Tensor]:
+        """Of each image, which of its tokens entered the decoder: (k,) ascending."""
+        if callable(self._entered):
+            self._entered = self._entered()
+        return self._entered
+
+    @entered.setter
+    def entered(self, found: list[Tensor] | Callable[[], list[Tensor]]) -> None:
+        self._entered = found
+
+    @property
+    def layers(self) -> list[list[Tensor]]:
+        """Of each decoder layer and row, its visual tokens: (n,) original numbers."""
+        return [one.rows for one in self.alive]
 
     def counts(self) -> list[list[int]]:
         """Visual tokens by layer and row."""
-        return [[len(row) for row in layer] for layer in self.layers]
+        return [list(one.counts) for one in self.alive]
 
     def mean_rate(self) -> float:
         """Mean over layers and rows of the share of visual tokens that lived.
@@ -179,7 +229,7 @@ class Kept:
         Raises:
             InputError: before the first prefill.
         """
-        if not self.layers or not sum(self.total):
+        if not self.alive or not sum(self.total):
             raise InputError("no prompt with images has run under this method yet")
         lived = [sum(layer) for layer in self.counts()]
         return sum(lived) / len(lived) / sum(self.total)
@@ -222,11 +272,37 @@ def top(scores_BN: Tensor, k: int) -> Tensor:
     Raises:
         InputError: for NaN, naming the row.
     """
-    bad = scores_BN.isnan().flatten(1).any(1)
-    if bool(bad.any()):
-        raise InputError(f"row {int(bad.nonzero()[0])} has scores that are no numbers (NaN)")
+    check_numbers(scores_BN.isnan().any(1))
+    return best(scores_BN, k)
+
+
+def best(scores_BN: Tensor, k: int) -> Tensor:
+    """`top` without its check, which waits for the device."""
     order = scores_BN.sort(dim=-1, descending=True, stable=True).indices
     return order[..., :k].sort(dim=-1).values
+
+
+def true_places(mask_BN: Tensor, count: int) -> Tensor:
+    """(B, count): ascending places of True, of which every row has so many.
+
+    The host knows how many, so it need not wait for the device, as `nonzero` would have it.
+    """
+    return (~mask_BN).char().sort(dim=1, stable=True).indices[:, :count].contiguous()
+
+
+def last_place(mask_BN: Tensor) -> Tensor:
+    """(B, 1): the last place of True in every row."""
+    return (mask_BN.cumsum(1) * mask_BN).argmax(1, keepdim=True)
+
+
+def check_numbers(bad_B: Tensor) -> None:
+    """Refuse rows whose scores are NaN.
+
+    Raises:
+        InputError: naming the first.
+    """
+    if bool(bad_B.any()):
+        raise InputError(f"row {int(bad_B.nonzero()[0])} has scores that are no numbers (NaN)")
 
 
 __all__ = [
@@ -234,11 +310,16 @@ __all__ = [
     "Choice",
     "Choose",
     "Kept",
+    "Living",
     "Picture",
     "Positions",
     "Pruner",
     "Ranking",
     "Score",
     "Seen",
+    "best",
+    "check_numbers",
+    "last_place",
     "top",
+    "true_places",
 ]

@@ -23,7 +23,7 @@ from outlay.vision.base import Choice, Kept, Seen, top
 from outlay.vision.cls_attention import ClassToken, warn_if_blind
 from outlay.vision.counts import budgeted, half_up
 from outlay.vision.dropper import Dropper
-from outlay.vision.tome import merge_to
+from outlay.vision.tome import merge_all
 
 MAX_SEED = 2**63 - 1
 
@@ -124,21 +124,58 @@ class PooledTokens(AtInput):
 
     def _choose(self, seen: Seen) -> Choice:
         need_squares(seen, "pooling")
-        embeds_BTD, kept = seen.embeds_BTD.clone(), []
-        for picture in seen.pictures:
-            n = len(picture.at_K)
+        embeds_BTD = seen.embeds_BTD.clone()
+        kept = [torch.empty(0, dtype=torch.long)] * len(seen.pictures)
+        for same in alike(seen):
+            n = same.at_PK.shape[1]
             side, root = math.isqrt(n), self._side(n)
-            grid_DHW = seen.features(picture).T.unflatten(1, (side, side))
-            small_DHW = torch.nn.functional.adaptive_avg_pool2d(grid_DHW, root)
-            at = even(n, root * root).to(picture.at_K.device)
-            embeds_BTD[picture.row, picture.at_K[at]] = small_DHW.flatten(1).T
-            kept.append(at)
+            grid_PDHW = same.features(seen).transpose(1, 2).unflatten(2, (side, side))
+            small_PDHW = torch.nn.functional.adaptive_avg_pool2d(grid_PDHW, root)
+            at = even(n, root * root)
+            rows = same.row_P[:, None]
+            at_Pk = same.at_PK[:, at.to(same.at_PK.device)]
+            embeds_BTD[rows, at_Pk] = small_PDHW.flatten(2).transpose(1, 2)
+            for number in same.numbers:
+                kept[number] = at
         return Choice(Choice.of(seen, kept).keep_BT, embeds_BTD)
 
     def _side(self, n: int) -> int:
         if self.max_tokens is not None:
             return max(1, math.isqrt(self.count(n)))
         return max(1, half_up(math.sqrt(self.rate * n)))
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Images of a batch with equally many tokens, for one operation on all of them.
+
+    Args:
+        numbers: of the images.
+        row_P: their rows.
+        at_PK: places of their tokens.
+    """
+
+    numbers: list[int]
+    row_P: Tensor
+    at_PK: Tensor
+
+    def features(self, seen: Seen) -> Tensor:
+        """(P, K, D): as the decoder sees them."""
+        return seen.embeds_BTD[self.row_P[:, None], self.at_PK]
+
+
+def alike(seen: Seen) -> list[Alike]:
+    """Images by their number of tokens."""
+    groups: dict[int, list[int]] = {}
+    for number, picture in enumerate(seen.pictures):
+        groups.setdefault(len(picture.host_K), []).append(number)
+    made = []
+    for numbers in groups.values():
+        pictures = [seen.pictures[number] for number in numbers]
+        rows = torch.tensor([picture.row for picture in pictures])
+        at_PK = torch.stack([picture.at_K for picture in pictures])
+        made.append(Alike(numbers, rows.to(at_PK.device), at_PK))
+    return made
 
 
 def need_squares(seen: Seen, method: str) -> None:
@@ -173,12 +210,13 @@ class MergedTokens(AtInput):
         return Dropper(model, choose=self._choose)
 
     def _choose(self, seen: Seen) -> Choice:
-        embeds_BTD, kept = seen.embeds_BTD.clone(), []
-        for picture in seen.pictures:
-            merged, _, at = merge_to(seen.features(picture), self.count(len(picture.at_K)))
-            embeds_BTD[picture.row, picture.at_K[at]] = merged
-            kept.append(at)
-        return Choice(Choice.of(seen, kept).keep_BT, embeds_BTD)
+        embeds_BTD, keep_BT = seen.embeds_BTD.clone(), ~seen.visual_BT
+        for same in alike(seen):
+            merged_PkD, _, at_Pk = merge_all(same.features(seen), self.count(same.at_PK.shape[1]))
+            rows, places_Pk = same.row_P[:, None], same.at_PK.gather(1, at_Pk)
+            embeds_BTD[rows, places_Pk] = merged_PkD
+            keep_BT[rows, places_Pk] = True
+        return Choice(keep_BT, embeds_BTD)
 
 
 @dataclass(frozen=True)

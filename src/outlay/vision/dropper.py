@@ -21,7 +21,17 @@ from torch import Tensor
 
 from outlay.errors import CapabilityError, InputError
 from outlay.vision.attention import Tap, decoder_rows
-from outlay.vision.base import Choice, Choose, Kept, Positions, Ranking, Score, Seen, top
+from outlay.vision.base import (
+    Choice,
+    Choose,
+    Kept,
+    Positions,
+    Ranking,
+    Score,
+    Seen,
+    best,
+    check_numbers,
+)
 from outlay.vision.counts import check_schedule, counts_of
 from outlay.vision.parts import parts
 from outlay.vision.placeholders import Placeholders
@@ -82,6 +92,7 @@ class Dropper:
         self.kept = Kept()
         self._rows: Rows | None = None
         self._before: Tensor | None = None  # scores of the last drop, for tokens that are alive
+        self._bad: Tensor | None = None  # (B,) rows whose scores were no numbers
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
         self._handles: list[Any] = []
 
@@ -141,7 +152,7 @@ class Dropper:
             return args, kwargs
         started = time.perf_counter()
         seen = self.places.seen(embeds, kwargs.get("attention_mask"))
-        self._rows, self._before = None, None
+        self._rows, self._before, self._bad = None, None, None
         self._rotary.clear()
         if seen is None:  # a prompt without images
             return args, kwargs
@@ -168,7 +179,7 @@ class Dropper:
         if not self.drops:
             return None
         assert self._rows is not None
-        totals, entered = set(self.kept.total), set(self._rows.entered_counts())
+        totals, entered = set(self.kept.total), set(self._rows.entered_counts)
         if len(totals) > 1 or len(entered) > 1:
             raise InputError(
                 f"rows have {sorted(totals if len(totals) > 1 else entered)} visual tokens; layers "
@@ -180,17 +191,18 @@ class Dropper:
 
     def _note(self, seen: Seen, scores: Sequence[Tensor]) -> None:
         assert self._rows is not None
-        keep_BT = self._rows.keep_BT
+        keep_BT, pictures = self._rows.keep_BT, seen.pictures
         kept = self.kept
-        kept.total = seen.visual_BT.sum(1).tolist()
-        kept.text = seen.text.sum(1).tolist()
-        kept.sizes = [len(picture.at_K) for picture in seen.pictures]
-        kept.entered = [
-            keep_BT[picture.row, picture.at_K].nonzero()[:, 0] for picture in seen.pictures
-        ]
+        kept.total, kept.text = self._rows.total, self._rows.text
+        kept.sizes = [len(picture.host_K) for picture in pictures]
+
+        def entered() -> list[Tensor]:
+            return [keep_BT[picture.row, picture.at_K].nonzero()[:, 0] for picture in pictures]
+
+        kept.entered = entered
         kept.scores = list(scores)
         kept.ranked = []
-        kept.layers = [self._rows.alive_rows() for _ in self.rates]
+        kept.alive = [self._rows.snapshot()] * len(self.rates)
         kept.prefills += 1
 
     def _layer(self, index: int) -> Callable[..., Any]:
@@ -251,13 +263,15 @@ class Dropper:
                 "visual tokens"
             )
         self.kept.ranked.append(hidden_BMD.shape[1])
-        best_Bn = top(scores_BN, counts[index])
+        bad_B = scores_BN.isnan().any(1)
+        self._bad = bad_B if self._bad is None else self._bad | bad_B
+        best_Bn = best(scores_BN, counts[index])
         self._before = scores_BN.gather(1, best_Bn)
         hidden = rows.keep_visual(hidden_BMD, best_Bn)
         for tap in self.taps.values():
             tap.forget()
-        for later in range(index, len(self.kept.layers)):
-            self.kept.layers[later] = rows.alive_rows()
+        left = len(self.kept.alive) - index
+        self.kept.alive[index:] = [rows.snapshot()] * left
         self.kept.seconds += time.perf_counter() - started
         return hidden
 
@@ -276,6 +290,8 @@ class Dropper:
             tap.forget()
         if rows is None or rows.decoding:
             return output
+        if self._bad is not None:  # once a prompt: looking at every drop would stop the device
+            check_numbers(self._bad)
         hidden = rows.spread_prompt(output[0])
         rows.decoding = True
         if isinstance(output, tuple):

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from outlay.errors import InputError
-from outlay.vision.base import Ranking
+from outlay.vision.base import Ranking, last_place
 from outlay.vision.costs import match_budget
 from outlay.vision.counts import check_rate, counts_of, staircase
 from outlay.vision.dropper import Dropper
@@ -22,15 +21,8 @@ from outlay.vision.parts import need_tower, parts
 
 def last_row(seen: Ranking) -> Tensor:
     """(B, N): attention that each visual token gets from the prompt's last token, mean of heads."""
-    last_B1 = _last_valid(seen.valid_BM)[:, None]
-    row_BM = seen.attention(last_B1)[:, :, 0].mean(1)
+    row_BM = seen.attention(last_place(seen.valid_BM))[:, :, 0].mean(1)
     return row_BM.gather(1, seen.visual_BN)
-
-
-def _last_valid(valid_BM: Tensor) -> Tensor:
-    """(B,): place of the last token that is no padding."""
-    places = torch.arange(valid_BM.shape[1], device=valid_BM.device)
-    return torch.where(valid_BM, places, -1).max(1).values
 
 
 @dataclass(frozen=True)

@@ -110,14 +110,14 @@ class Placeholders:
         else:
             known = torch.tensor(self.parts.image_ids, device=self.ids.device)
             visual_BT = torch.isin(self.ids, known)
-        if not bool(visual_BT.any()):
-            return None
         pictures = split(visual_BT, self.lengths)
+        if not pictures:
+            return None
         return Seen(embeds_BTD, visual_BT, valid_BT, pictures, self.ids)
 
 
 def split(visual_BT: Tensor, lengths: Sequence[int] | None) -> list[Picture]:
-    """The images of a batch, in row-major order.
+    """The images of a batch, in row-major order; none where no token is visual.
 
     Args:
         visual_BT: True at visual tokens.
@@ -126,32 +126,39 @@ def split(visual_BT: Tensor, lengths: Sequence[int] | None) -> list[Picture]:
     Raises:
         InputError: if an image's placeholders and features differ in number.
     """
-    found: list[Picture] = []
-    waiting = list(lengths) if lengths is not None else None
-    for row, visual_T in enumerate(visual_BT.cpu()):
+    runs = _runs(visual_BT.cpu())
+    sizes = [len(run) for _, run in runs] if lengths is None or not runs else list(lengths)
+    images: list[tuple[int, Tensor]] = []
+    waiting = iter(sizes)
+    for row, run in runs:
+        start = 0
+        while start < len(run):
+            size = next(waiting, 0)
+            if size < 1 or start + size > len(run):
+                raise InputError(
+                    f"row {row} has {len(run) - start} placeholders where image {len(images)} has "
+                    f"{size} features; every image needs exactly one placeholder a feature"
+                )
+            images.append((row, run[start : start + size]))
+            start += size
+    if runs and (left := sum(1 for _ in waiting)):
+        raise InputError(f"{left} images have no placeholders in the prompt; give one a feature")
+    if not images:
+        return []
+    # One transfer for all of them.
+    at = torch.cat([places for _, places in images]).to(visual_BT.device)
+    parts = at.split([len(places) for _, places in images])
+    return [Picture(row, at_K, host) for (row, host), at_K in zip(images, parts, strict=True)]
+
+
+def _runs(visual_BT: Tensor) -> list[tuple[int, Tensor]]:
+    """Row and places of every run of visual tokens, on the host."""
+    found = []
+    for row, visual_T in enumerate(visual_BT):
         at = visual_T.nonzero()[:, 0]
-        if not len(at):
-            continue
-        breaks = (at.diff() > 1).nonzero()[:, 0] + 1
-        for run in at.tensor_split(breaks):
-            if waiting is None:
-                found.append(Picture(row, run.to(visual_BT.device)))
-                continue
-            start = 0
-            while start < len(run):
-                size = waiting.pop(0) if waiting else 0
-                if size < 1 or start + size > len(run):
-                    raise InputError(
-                        f"row {row} has {len(run) - start} placeholders where image "
-                        f"{len(found)} has {size} features; every image needs exactly one "
-                        "placeholder a feature"
-                    )
-                found.append(Picture(row, run[start : start + size].to(visual_BT.device)))
-                start += size
-    if waiting:
-        raise InputError(
-            f"{len(waiting)} images have no placeholders in the prompt; give one a feature"
-        )
+        if len(at):
+            breaks = (at.diff() > 1).nonzero()[:, 0] + 1
+            found += [(row, run) for run in at.tensor_split(breaks)]
     return found
 
 

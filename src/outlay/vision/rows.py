@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from outlay.errors import CapabilityError
-from outlay.vision.base import Positions, Seen
+from outlay.vision.base import Living, Positions, Seen, true_places
 
 
 class Rows:
@@ -30,9 +30,24 @@ class Rows:
         self.keep_BT = keep_BT
         self.decoding = False
         self.prompt = keep_BT.shape[1]
-        self.everything = bool(keep_BT.all())
-        counts = keep_BT.sum(1)
-        self.length = int(counts.max())
+        text_BT = seen.text
+        # The host waits once, for the counts that decide shapes.
+        counts = torch.stack(
+            [
+                part.sum(1)
+                for part in (
+                    keep_BT,
+                    keep_BT & seen.visual_BT,
+                    keep_BT & seen.valid_BT,
+                    seen.visual_BT,
+                    text_BT,
+                )
+            ]
+        ).tolist()
+        kept, self.entered_counts, valid, self.total, self.text = counts
+        self.everything = min(kept) == self.prompt
+        self.length = max(kept)
+        self.padded = min(valid) < self.length
         order_BT = keep_BT.to(torch.int8).sort(dim=1, stable=True).indices  # dropped ones first
         self.from_BM = order_BT[:, self.prompt - self.length :]
         self.real_BM = keep_BT.gather(1, self.from_BM)
@@ -41,33 +56,31 @@ class Rows:
         self.text_BM = self.valid_BM & ~visual_BM
         self._number_BM = (seen.visual_BT.cumsum(1) - 1).gather(1, self.from_BM)
         self._visual_BM = visual_BM
-        self._entered = visual_BM.sum(1).tolist()
         # Alive in the current layer, as places among those that entered.
         self.alive_Bm = torch.arange(self.length, device=keep_BT.device).expand(len(keep_BT), -1)
         self._by_layer: list[Tensor | None] = [None] * layers
-        self._entered_alive = self.alive_Bm
+        self._visual_counts = list(self.entered_counts)
         self._entered_valid_BM = self.valid_BM
-
-    def entered_counts(self) -> list[int]:
-        """Visual tokens of each row that entered."""
-        return list(self._entered)
+        self._cut: dict[str, tuple[Any, Any]] = {}  # what a layer was given, and cut to
 
     @property
     def visual(self) -> Tensor:
         """(B, N): places of the visual tokens among the layer's; rows have equally many."""
         mask_Bm = self._visual_BM.gather(1, self.alive_Bm)
-        return mask_Bm.nonzero()[:, 1].view(len(mask_Bm), -1)
+        return true_places(mask_Bm, self._visual_counts[0])
 
     @property
     def alive(self) -> Tensor:
         """(B, N): the same tokens, numbered among the row's original visual ones."""
         return self._number_BM.gather(1, self.alive_Bm).gather(1, self.visual)
 
-    def alive_rows(self) -> list[Tensor]:
-        """Of each row, original numbers of its visual tokens that are alive."""
-        mask_Bm = self._visual_BM.gather(1, self.alive_Bm)
-        number_Bm = self._number_BM.gather(1, self.alive_Bm)
-        return [number[mask] for number, mask in zip(number_Bm, mask_Bm, strict=True)]
+    def snapshot(self) -> Living:
+        """The visual tokens that the layer has."""
+        return Living(
+            self._visual_BM.gather(1, self.alive_Bm),
+            self._number_BM.gather(1, self.alive_Bm),
+            list(self._visual_counts),
+        )
 
     def shorten(self, kwargs: dict[str, Any], positions: Positions) -> None:
         """Cut a prompt's embeddings, mask and positions to what enters."""
@@ -83,8 +96,7 @@ class Rows:
         embeds_BTD = kwargs["inputs_embeds"]
         index = self.from_BM[..., None].expand(-1, -1, embeds_BTD.shape[-1])
         kwargs["inputs_embeds"] = embeds_BTD.gather(1, index)
-        padded = not bool(self.valid_BM.all())
-        if mask is not None or padded:
+        if mask is not None or self.padded:
             kwargs["attention_mask"] = self.valid_BM.long()
         kwargs["position_ids"] = self._positions(place, positions)
 
@@ -116,7 +128,7 @@ class Rows:
             kwargs["attention_mask"] = torch.cat(
                 [self._for(mask).to(mask.dtype), mask[:, self.prompt :]], dim=1
             )
-        elif not bool(self._entered_valid_BM.all()):
+        elif self.padded:
             tail = torch.ones(size, past + new, device=self.from_BM.device, dtype=torch.long)
             kwargs["attention_mask"] = torch.cat([self._entered_valid_BM.long(), tail], dim=1)
         if place is None:
@@ -138,27 +150,45 @@ class Rows:
         )
 
     def cut_layer(self, kwargs: dict[str, Any], index: int) -> None:
-        """In a prompt: cut what the model's loop passes to a layer to the tokens alive there."""
+        """In a prompt: cut what the model's loop passes to a layer to the tokens alive there.
+
+        The loop passes the same tensors to every layer, so that each is cut once for all layers
+        that have the same tokens.
+        """
         alive_Bm = self.alive_Bm
         self._by_layer[index] = alive_Bm
         if alive_Bm.shape[1] == self.length:
             return
-        mask = kwargs.get("attention_mask")
-        if mask is not None:
-            _need_dense(mask)
-            keys = alive_Bm[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1)
-            mask = mask.expand(len(alive_Bm), -1, -1, -1).gather(3, keys)
-            rows = alive_Bm[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-            kwargs["attention_mask"] = mask.gather(2, rows)
-        cos, sin = kwargs["position_embeddings"]
-        size = (len(alive_Bm), -1, -1)
-        pick = alive_Bm[..., None].expand(-1, -1, cos.shape[-1])
-        kwargs["position_embeddings"] = tuple(
-            part.expand(size).gather(1, pick) for part in (cos, sin)
-        )
-        place = kwargs.get("position_ids")
-        if place is not None:
-            kwargs["position_ids"] = place.expand(len(alive_Bm), -1).gather(1, alive_Bm)
+        for name, cut in (
+            ("attention_mask", self._cut_mask),
+            ("position_embeddings", self._cut_rotary),
+            ("position_ids", self._cut_places),
+        ):
+            given = kwargs.get(name)
+            if given is None:
+                continue
+            source, made = self._cut.get(name, (None, None))
+            if source is not given:
+                made = cut(given)
+                self._cut[name] = (given, made)
+            kwargs[name] = made
+
+    def _cut_mask(self, mask: Any) -> Tensor:
+        alive_Bm = self.alive_Bm
+        _need_dense(mask)
+        keys = alive_Bm[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1)
+        mask = mask.expand(len(alive_Bm), -1, -1, -1).gather(3, keys)
+        rows = alive_Bm[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+        found: Tensor = mask.gather(2, rows)
+        return found
+
+    def _cut_rotary(self, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        size = (len(self.alive_Bm), -1, -1)
+        pick = self.alive_Bm[..., None].expand(-1, -1, rotary[0].shape[-1])
+        return tuple(part.expand(size).gather(1, pick) for part in rotary)
+
+    def _cut_places(self, place: Tensor) -> Tensor:
+        return place.expand(len(self.alive_Bm), -1).gather(1, self.alive_Bm)
 
     def cut_keys(self, kwargs: dict[str, Any], index: int) -> None:
         """After the prompt: cut a 4-D mask's keys to what the layer's cache holds."""
@@ -188,8 +218,11 @@ class Rows:
         stay = torch.ones(hidden_BmD.shape[:2], dtype=torch.bool, device=hidden_BmD.device)
         stay.scatter_(1, visual_BN, False)
         stay.scatter_(1, visual_BN.gather(1, best_Bn), True)
-        at_Bm = stay.nonzero()[:, 1].view(len(stay), -1)
+        gone = visual_BN.shape[1] - best_Bn.shape[1]
+        at_Bm = true_places(stay, stay.shape[1] - gone)
         self.alive_Bm = self.alive_Bm.gather(1, at_Bm)
+        self._visual_counts = [best_Bn.shape[1]] * len(stay)
+        self._cut = {}
         for name in ("valid_BM", "text_BM"):
             setattr(self, name, getattr(self, name).gather(1, at_Bm))
         return hidden_BmD.gather(1, at_Bm[..., None].expand(-1, -1, hidden_BmD.shape[-1]))
@@ -202,6 +235,7 @@ class Rows:
 
     def spread_prompt(self, hidden_BMD: Tensor) -> Tensor:
         """Back to the prompt's length, zeros at what did not enter."""
+        self._cut = {}
         if self.everything:
             return hidden_BMD
         shown = hidden_BMD * self.real_BM[..., None]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from outlay.errors import CapabilityError, InputError
+from outlay.vision.base import true_places
 from outlay.vision.zero_tprune.tower import (
     Reader,
     Tower,
@@ -274,8 +275,7 @@ def match(keys_BNF: Tensor, r: int, special: int) -> tuple[Tensor, Tensor]:
     gone = best.values.sort(dim=1, descending=True, stable=True).indices[:, :r]
     itself = torch.arange(tokens, device=keys_BNF.device).expand(size, -1)
     target_BN = itself.scatter(1, 2 * gone, 2 * best.indices.gather(1, gone) + 1)
-    stay_BK = (target_BN == itself).nonzero()[:, 1].view(size, -1)
-    return target_BN, stay_BK
+    return target_BN, true_places(target_BN == itself, tokens - r)
 
 
 def merge(
@@ -305,11 +305,17 @@ def merge_to(tokens_ND: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
         (n, D) weighted means, (n,) how many tokens each stands for, and (n,) the places of the
         tokens that stay, ascending.
     """
-    x_1MD = tokens_ND.float()[None]
-    sizes_1M = torch.ones(x_1MD.shape[:2], device=x_1MD.device)
-    at_M = torch.arange(len(tokens_ND), device=x_1MD.device)
-    while (left := x_1MD.shape[1]) > n:
-        target_1M, stay_1K = match(x_1MD, min(left - n, mergeable(left, 0)), 0)
-        x_1MD, sizes_1M = merge(x_1MD, sizes_1M, target_1M, stay_1K)
-        at_M = at_M[stay_1K[0]]
-    return x_1MD[0].to(tokens_ND.dtype), sizes_1M[0].long(), at_M
+    merged_1nD, sizes_1n, at_1n = merge_all(tokens_ND[None], n)
+    return merged_1nD[0], sizes_1n[0], at_1n[0]
+
+
+def merge_all(tokens_BND: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`merge_to` of several images at once: (B, n, D), (B, n) and (B, n)."""
+    x_BMD = tokens_BND.float()
+    sizes_BM = torch.ones(x_BMD.shape[:2], device=x_BMD.device)
+    at_BM = torch.arange(x_BMD.shape[1], device=x_BMD.device).expand(len(x_BMD), -1)
+    while (left := x_BMD.shape[1]) > n:
+        target_BM, stay_BK = match(x_BMD, min(left - n, mergeable(left, 0)), 0)
+        x_BMD, sizes_BM = merge(x_BMD, sizes_BM, target_BM, stay_BK)
+        at_BM = at_BM.gather(1, stay_BK)
+    return x_BMD.to(tokens_BND.dtype), sizes_BM.long(), at_BM

@@ -29,8 +29,9 @@ def places(seen: Seen, parts: Parts, position_ids: Tensor | None = None) -> Tens
         parts: of the model.
         position_ids: as the decoder gets them; None if it makes its own.
     """
-    found_BT3 = torch.zeros(*seen.visual_BT.shape, 3, device=seen.visual_BT.device)
+    device, length = seen.visual_BT.device, seen.visual_BT.shape[1]
     number: dict[int, int] = {}
+    made, flat = [], []
     for picture in seen.pictures:
         image = number.get(picture.row, 0)
         if position_ids is not None and position_ids.ndim == 3:
@@ -39,7 +40,12 @@ def places(seen: Seen, parts: Parts, position_ids: Tensor | None = None) -> Tens
             at_K3 = _from_features(seen, picture, parts)
         at_K3[:, 2] += image
         number[picture.row] = int(at_K3[:, 2].max()) + 1
-        found_BT3[picture.row, picture.at_K] = at_K3.to(found_BT3.device)
+        made.append(at_K3)
+        flat.append(picture.row * length + picture.host_K)
+    found_BT3 = torch.zeros(*seen.visual_BT.shape, 3, device=device)
+    if len({at_K3.device for at_K3 in made}) > 1:
+        made = [at_K3.to(device) for at_K3 in made]
+    found_BT3.view(-1, 3)[torch.cat(flat).to(device)] = torch.cat(made).to(device)
     return found_BT3
 
 

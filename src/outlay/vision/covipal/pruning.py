@@ -225,27 +225,32 @@ class Pruning:
 
     def _choose(self, seen: Seen) -> Choice:
         places_BT3 = places(seen, self.parts, self._position_ids)
-        rows_B = seen.visual_BT.sum(1)
+        device = seen.visual_BT.device
+        rows = [0] * len(seen.visual_BT)
+        for picture in seen.pictures:
+            rows[picture.row] += len(picture.host_K)
         front_BN = (~seen.visual_BT).to(torch.int8).sort(dim=1, stable=True).indices
-        front_BN = front_BN[:, : int(rows_B.max())]
+        front_BN = front_BN[:, : max(rows)]
         index = front_BN[..., None].expand(-1, -1, 3)
         self._places = places_BT3.gather(1, index)
         text_BT = shown(seen.text, self.hide)
         words = int(seen.text.sum(1).max())
         front_BS = (~seen.text).to(torch.int8).sort(dim=1, stable=True).indices[:, :words]
         self._text_BS = text_BT.gather(1, front_BS)
-        sizes = [len(picture.at_K) for picture in seen.pictures]
-        everything = [torch.arange(size, device=rows_B.device) for size in sizes]
         if self.entry is None:
-            return Choice.of(seen, everything)
-        wanted = self._wanted(seen, rows_B.tolist())
+            return Choice(torch.ones_like(seen.visual_BT))
+        wanted = self._wanted(seen, rows)
         if all(k == n for row in wanted for k, n in row):
-            return Choice.of(seen, everything)
+            return Choice(torch.ones_like(seen.visual_BT))
         tokens = gather(seen.embeds_BTD, seen.visual_BT, text_BT, places_BT3)
-        number_BN = torch.arange(tokens.visual_BN.shape[1], device=rows_B.device)
+        number_BN = torch.arange(tokens.visual_BN.shape[1], device=device)
         number_BN = number_BN.expand(len(tokens.visual_BN), -1)
         score_BN = self.scores(0, tokens, number_BN * tokens.visual_BN)
         keep_BT = ~seen.visual_BT
+        if all(row == wanted[0] for row in wanted) and len(wanted[0]) == 1:  # all at once
+            best_Bk = top(score_BN, wanted[0][0][0])
+            keep_BT.scatter_(1, tokens.at_BN.gather(1, best_Bk), True)
+            return Choice(keep_BT, scores=_by_picture(seen, score_BN))
         for row, parts_of_row in enumerate(wanted):
             start = 0
             for k, n in parts_of_row:

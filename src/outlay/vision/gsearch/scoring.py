@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from outlay.errors import InputError
-from outlay.vision.base import Ranking
+from outlay.vision.base import Ranking, last_place
 from outlay.vision.gsearch.schedule import QUERIES, Query
 
 _BLOCK = 256  # query rows whose attention is held at once
@@ -57,6 +57,9 @@ class AttentionScore:
 
     def _received(self, seen: Ranking) -> Tensor:
         """(B, H, N): attention at visual tokens, mean over queries."""
+        if self.query == "last":
+            row_BHM = seen.attention(last_place(seen.valid_BM))[:, :, 0]
+            return row_BHM.gather(2, seen.visual_BN[:, None].expand(-1, row_BHM.shape[1], -1))
         asks_BM = self._asking(seen)
         counts_B = asks_BM.sum(1)
         order_BM = asks_BM.to(torch.int8).sort(dim=1, descending=True, stable=True).indices
@@ -77,8 +80,6 @@ class AttentionScore:
         if self.query == "all_mean":
             return seen.valid_BM
         place_M = torch.arange(seen.valid_BM.shape[1], device=seen.valid_BM.device)
-        if self.query == "last":
-            return place_M == (place_M * seen.valid_BM).amax(1, keepdim=True)
         asks_BM = seen.text_BM & (place_M > seen.visual_BN[:, -1:])
         empty = (~asks_BM.any(1)).nonzero()
         if len(empty):

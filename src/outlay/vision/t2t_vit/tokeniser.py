@@ -69,7 +69,7 @@ class Tokeniser(nn.Module):
             self.projection = nn.Linear(widths[-1], embed_dim)
         for module in self.modules():
             if isinstance(module, nn.Linear) and tokens.start == "fan_in":
-                module.spread = module.in_features**-0.5  # type: ignore[assignment]
+                module.spread = module.in_features**-0.5
                 nn.init.trunc_normal_(module.weight, std=spread_of(module, 0.0))
 
     def resize(self, img_size: int | tuple[int, int]) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from outlay.errors import InputError
-from outlay.vision.base import Positions, top
+from outlay.vision.base import Positions, top, true_places
 from outlay.vision.zero_tprune.graph import (
     PUBLISHED,
     Bounds,
@@ -280,7 +280,7 @@ def _without(gone_BG: Tensor, count: int) -> Tensor:
     """(B, count - G): positions that are not in `gone_BG`, ascending."""
     stay_BP = torch.ones(len(gone_BG), count, dtype=torch.bool, device=gone_BG.device)
     stay_BP.scatter_(1, gone_BG, False)
-    return stay_BP.nonzero()[:, 1].view(len(gone_BG), -1)
+    return true_places(stay_BP, count - gone_BG.shape[1])
 
 
 def _with_others(left_BQ: Tensor, patches_BP: Tensor, tokens: int) -> Tensor:
@@ -288,4 +288,4 @@ def _with_others(left_BQ: Tensor, patches_BP: Tensor, tokens: int) -> Tensor:
     stay_BN = torch.ones(len(left_BQ), tokens, dtype=torch.bool, device=left_BQ.device)
     stay_BN.scatter_(1, patches_BP, False)
     stay_BN.scatter_(1, left_BQ, True)
-    return stay_BN.nonzero()[:, 1].view(len(left_BQ), -1)
+    return true_places(stay_BN, tokens - patches_BP.shape[1] + left_BQ.shape[1])

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from outlay.errors import CapabilityError, InputError
-from outlay.vision.base import Choice, Kept, Positions, Seen
+from outlay.vision.base import Choice, Kept, Positions, Seen, true_places
 from outlay.vision.dropper import Dropper
 from outlay.vision.zero_tprune.schedule import Order, Stage, placed
 from outlay.vision.zero_tprune.tower import Reader, Tower, claim, find_tower, release
@@ -220,7 +220,7 @@ class Pruning:
         alive_BN, stage, reader = self._alive_BN, self.stages[block], self.readers[block]
         assert alive_BN is not None
         fixed_BN = torch.isin(alive_BN, self._fixed)
-        patches_BP = (~fixed_BN).nonzero()[:, 1].view(len(alive_BN), -1)
+        patches_BP = true_places(~fixed_BN, alive_BN.shape[1] - len(self._fixed))
         numbers_BP = alive_BN.gather(1, patches_BP) - self.tower.special
         boosted = int(self.tower.special > 0 and self.tower.classified)
         state = Alive(reader, hidden_BND, patches_BP, numbers_BP, self._total, boosted)
@@ -233,7 +233,7 @@ class Pruning:
             )
         self.kept.stage_scores.append(scores_BP)
         stay_BN = fixed_BN.scatter(1, patches_BP.gather(1, chosen_Bk), True)
-        return stay_BN.nonzero()[:, 1].view(len(alive_BN), -1)
+        return true_places(stay_BN, len(self._fixed) + wanted)
 
     def _prune(self, block: int, hidden_BND: Tensor) -> Tensor:
         started = time.perf_counter()
