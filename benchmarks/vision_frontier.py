@@ -55,7 +55,7 @@ SHARES = (0.06, 0.125, 0.25, 0.5, 0.75)
 BATCH, CALIBRATION, SPLIT = 64, 32, 7  # rows; scenes of a kind; seed of the calibration scenes
 SHOWN = (
     *("full", "hired", "covipal", "g-search", "zero-tprune", "class-top", "fastv"),
-    *("pyramid-drop", "merged-visual", "pooled-visual", "random-visual"),
+    *("fastv, layer 1", "pyramid-drop", "merged-visual", "pooled-visual", "random-visual"),
 )
 """In the picture; the rest is in the table."""
 
@@ -92,7 +92,8 @@ def cells(seer: Seer) -> Iterator[tuple[str, Budget, Method | None]]:
         "covipal": CoViPAL(),
         "zero-tprune": ZeroTPrune(schedule=[(2, 0.5, 0, 1)]),
         "class-top": ClassTopTokens(),
-        "fastv": FastV(layer=1),
+        "fastv": FastV(),
+        "fastv, layer 1": FastV(layer=1),
         "pyramid-drop": PyramidDrop(),
         "merged-visual": MergedTokens(),
         "pooled-visual": PooledTokens(),

@@ -1,4 +1,4 @@
-"""The frontier as a picture: one curve per method, error bars, direct labels.
+"""The frontier as a picture: one curve per method, error bars, direct labels (a legend for many).
 
 Colours are those of Okabe and Ito, told apart with common colour blindness; markers differ too.
 matplotlib is imported when a picture is drawn, on the Agg backend; pyplot and its global state are
@@ -161,16 +161,18 @@ def plot(
             axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=10)
         axes.grid(True, color="#000000", alpha=0.10, linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
-        _label_curves(axes, curves)
+        if len(curves) > len(PALETTE):
+            _legend(figure, curves)
+        else:
+            _label_curves(axes, curves)
         figure.savefig(path, metadata={"Date": None} if str(path).endswith(".svg") else None)
     return Path(path)
 
 
 def _draw_curve(axes: Any, curve: Sequence[Point], index: int) -> None:
-    color = PALETTE[index % len(PALETTE)]
+    color, dashes, marker = _look(index)
     x = [p.cost for p in curve]
     y = [p.quality for p in curve]
-    dashes = ("-", "--", ":")[index // len(PALETTE) % 3]
     axes.plot(x, y, dashes, color=color, linewidth=1.8, zorder=3)
     below = [0.0 if p.lo is None else max(0.0, p.quality - p.lo) for p in curve]
     above = [0.0 if p.hi is None else max(0.0, p.hi - p.quality) for p in curve]
@@ -178,7 +180,7 @@ def _draw_curve(axes: Any, curve: Sequence[Point], index: int) -> None:
         x,
         y,
         yerr=[below, above],
-        fmt=MARKERS[index % len(MARKERS)],
+        fmt=marker,
         color=color,
         ecolor=color,
         elinewidth=1.1,
@@ -187,6 +189,32 @@ def _draw_curve(axes: Any, curve: Sequence[Point], index: int) -> None:
         markeredgecolor="white",
         markeredgewidth=0.8,
         zorder=4,
+    )
+
+
+def _look(index: int) -> tuple[str, str, str]:
+    """Colour, dashes and marker of a curve; when colours come again, the other two differ."""
+    again = index // len(PALETTE)
+    marker = MARKERS[(index + again) % len(MARKERS)]
+    return PALETTE[index % len(PALETTE)], ("-", "--", ":")[again % 3], marker
+
+
+def _legend(figure: Any, curves: dict[str, list[Point]]) -> None:
+    """Names beside the picture, the best at its largest cost first."""
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for index, stack in enumerate(curves):
+        color, dashes, marker = _look(index)
+        look: dict[str, Any] = {"color": color, "linestyle": dashes, "marker": marker}
+        handles.append(Line2D([], [], label=stack, **look))
+    order = sorted(zip(handles, curves.values(), strict=True), key=lambda p: -p[1][-1].quality)
+    figure.legend(
+        handles=[handle for handle, _ in order],
+        loc="outside right upper",
+        frameon=False,
+        fontsize=9,
+        handlelength=3.2,
     )
 
 

@@ -149,7 +149,7 @@ def run(
         )
     result.data |= t2t_vit_figure.data_of(runs)
     result.data["seconds"] = round(sum(o.seconds for part in runs.values() for o in part))
-    result.draw = t2t_vit_figure.drawer(runs, tuple(NAMES[kind] for kind in TYPES))
+    result.draw = t2t_vit_figure.drawer(runs, tuple(NAMES[kind] for kind in TYPES), STARTED)
     return result.finish()
 
 

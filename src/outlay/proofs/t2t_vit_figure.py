@@ -40,12 +40,13 @@ def data_of(runs: Runs) -> dict[str, Any]:
     return {"runs": rows}
 
 
-def drawer(runs: Runs, names: Sequence[str]) -> Callable[[Path], None]:
+def drawer(runs: Runs, names: Sequence[str], change: str = "") -> Callable[[Path], None]:
     """Accuracy against samples, one panel a world.
 
     Args:
         runs: by world, sample size and name.
         names: of the curves.
+        change: that was tried, drawn with open markers where there are runs of it.
     """
 
     def draw(path: Path) -> None:
@@ -59,6 +60,9 @@ def drawer(runs: Runs, names: Sequence[str]) -> Callable[[Path], None]:
         for axes, world in zip(panels, worlds, strict=True):
             for index, name in enumerate(names):
                 _curve(axes, index, len(names), name, runs, world)
+                changed = f"{name}, {change}"
+                if any(place == world and other == changed for place, _, other in runs):
+                    _curve(axes, index, len(names), changed, runs, world, tried=True)
             axes.set_xscale("log")
             sizes = sorted({samples for place, samples, _ in runs if place == world})
             axes.set_xticks(sizes, [f"{samples:,}" for samples in sizes])
@@ -69,13 +73,16 @@ def drawer(runs: Runs, names: Sequence[str]) -> Callable[[Path], None]:
             axes.grid(True, color="#000000", alpha=0.10, linewidth=0.7)
             axes.spines[["top", "right"]].set_visible(False)
         panels[0].set_ylabel("test accuracy, 95 % interval")
-        panels[-1].legend(frameon=False, fontsize=8, loc="lower right")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
         figure.savefig(path)
 
     return draw
 
 
-def _curve(axes: Any, index: int, count: int, name: str, runs: Runs, world: World) -> None:
+def _curve(
+    axes: Any, index: int, count: int, name: str, runs: Runs, world: World, tried: bool = False
+) -> None:
     sizes = sorted(samples for place, samples, other in runs if (place, other) == (world, name))
     means, low, high = [], [], []
     for samples in sizes:
@@ -91,6 +98,8 @@ def _curve(axes: Any, index: int, count: int, name: str, runs: Runs, world: Worl
         yerr=[np.maximum(low, 0), np.maximum(high, 0)],
         color=PALETTE[index],
         marker=MARKERS[index],
+        markerfacecolor="white" if tried else PALETTE[index],
+        linestyle="--" if tried else "-",
         markersize=5,
         linewidth=1.6,
         elinewidth=1.0,

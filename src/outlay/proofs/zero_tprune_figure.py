@@ -70,15 +70,7 @@ def _curves(
     axes: Any, cells: Mapping[Any, Cell], budgets: Sequence[str], size: int, names: bool
 ) -> None:
     whole = cells[FULL, "", size].accuracy
-    axes.axhline(whole, color=GREY, linewidth=1, linestyle=":")
-    axes.annotate(
-        "all patches",
-        (0.02, whole),
-        xycoords=("axes fraction", "data"),
-        va="bottom",
-        fontsize=8,
-        color="#555555",
-    )
+    axes.axhline(whole, color=GREY, linewidth=1, linestyle=":", label="all patches")
     for index, name in enumerate(CURVES):
         found = [cells[name, b, size] for b in budgets if (name, b, size) in cells]
         if not found:
@@ -113,6 +105,7 @@ def _blocks(axes: Any, looks: Sequence[Block]) -> None:
                 style,
                 marker=MARKERS[index],
                 color=PALETTE[index],
+                markerfacecolor=PALETTE[index] if style == "-" else "white",
                 markersize=5,
                 label=f"{size} px, {name}",
             )
@@ -122,7 +115,7 @@ def _blocks(axes: Any, looks: Sequence[Block]) -> None:
     axes.set_ylabel("AUC of object patches")
     axes.grid(True, alpha=0.15)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7.5, frameon=False, loc="lower right")
+    axes.legend(fontsize=7.5, frameon=False, loc="lower center", handlelength=3.5)
 
 
 def _kept(
