@@ -36,6 +36,11 @@ bench: $(STAMP) models
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/day.py
 	$(BIN)/python benchmarks/rl.py
+	$(BIN)/python benchmarks/vision.py
+	$(BIN)/python benchmarks/vision_frontier.py --size S
+	$(BIN)/python benchmarks/vision_frontier.py --size M
+	$(BIN)/python benchmarks/vision_towers.py
+	$(BIN)/python benchmarks/vision_tokenisers.py
 
 models: $(STAMP)
 	$(BIN)/outlay models fetch

@@ -292,6 +292,8 @@ def _read(folder: str) -> list[dict[str, Any]]:
 
 
 def _number(value: Any) -> str:
+    if value is None:
+        return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -321,10 +323,29 @@ def proofs() -> str:
     return "\n\n".join(parts) or "No proof has been run at a scale that is committed yet."
 
 
+def frontier(points: list[dict[str, Any]]) -> str:
+    """Quality of every method by the mean cost that its budget allowed."""
+    limits = sorted({p["budget"].get("tokens") or 0 for p in points} - {0})
+    shown: dict[str, dict[int, float]] = {}
+    for point in points:
+        limit = point["budget"].get("tokens") or 0
+        shown.setdefault(point["stack"], {})[limit] = point["quality"]
+    rows = [
+        (name, *(_number(found.get(limit)) for limit in (*limits, 0)))
+        for name, found in shown.items()
+    ]
+    heads = ("method", *(f"{limit} tokens" for limit in limits), "no limit")
+    return table(heads, rows)
+
+
 def benchmarks() -> str:
     """Committed results of benchmarks."""
     parts = []
     for bench in _read("benchmarks"):
+        about = f"{bench['date']}, {bench['machine'].get('gpu') or bench['machine']['cpu']}."
+        if "points" in bench:
+            parts += [f"### {bench['name']}", about, frontier(bench["points"])]
+            continue
         rows = [
             (
                 row["case"],
@@ -338,7 +359,7 @@ def benchmarks() -> str:
         ]
         parts += [
             f"### {bench['name']}",
-            f"{bench['date']}, {bench['machine'].get('gpu') or bench['machine']['cpu']}.",
+            about,
             table(("case", "unit", "ours", "theirs", "peer", "ratio"), rows),
         ]
     return "\n\n".join(parts) or "No benchmark result is committed yet."
