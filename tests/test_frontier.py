@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from outlay.budget import Budget
 from outlay.cost import Price
 from outlay.errors import InputError, ResultsError
-from outlay.figure import linear_ticks, log_ticks, short, spread
+from outlay.figure import _look, linear_ticks, log_ticks, short, spread
 from outlay.frontier import (
     Point,
     Record,
@@ -506,6 +506,21 @@ def test_a_picture_is_written_in_each_format(tmp_path, suffix):
         assert (
             plot(cloud, tmp_path / "again.svg", title="T", metric="accuracy").read_bytes() == data
         )
+
+
+def test_many_curves_have_a_legend_with_the_best_first(tmp_path):
+    few = [point(10 * k, 0.05 * k + 0.1, stack=f"method {k}") for k in range(1, 8)]
+    many = [point(10 * k, 0.05 * k + 0.1, stack=f"method {k}") for k in range(1, 12)]
+    assert 'id="legend' not in plot(few, tmp_path / "few.svg").read_text()
+    text = plot(many, tmp_path / "many.svg").read_text()
+    legend = text[text.index('id="legend') :]
+    places = [legend.index(f"method {k}<") for k in range(11, 0, -1)]
+    assert places == sorted(places)
+    looks = {_look(index) for index in range(21)}
+    assert len(looks) == 21  # colours come again, with another line and another marker
+    assert _look(0)[0] == _look(7)[0]
+    assert _look(0)[1:] != _look(7)[1:]
+    assert _look(0)[2] != _look(7)[2]
 
 
 def test_a_single_point_and_equal_costs_can_be_drawn(tmp_path):
