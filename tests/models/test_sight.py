@@ -17,8 +17,10 @@ from outlay.budget import Budget
 from outlay.errors import BudgetError, CapabilityError, InputError, ModelError, OutlayError
 from outlay.models.base import Account, SamplingParams, Sees
 from outlay.models.sight import SightModel
+from outlay.vision import costs
 from outlay.vision.baselines import RandomTokens
 from outlay.vision.in_decoder import FastV
+from outlay.vision.zero_tprune import ZeroTPrune
 
 WORDS = ["<pad>", "<bos>", "<image>", "<eos>", *(f"w{i}" for i in range(56))]
 IMAGE = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
@@ -90,6 +92,17 @@ def test_pruned_tokens_are_not_billed(model, pruner, tokens: int) -> None:
     assert less.ledger.totals(stage="answer").flops < full.ledger.totals(stage="answer").flops
     assert found.gauges.kv_bytes < plain.gauges.kv_bytes
     assert found.gauges.ttft > 0
+
+
+def test_a_pruned_tower_is_billed_less(model) -> None:
+    full, less = Account.open(), Account.open()
+    model.see([IMAGE], "w1 w2", SHORT, account=full)
+    method = ZeroTPrune(schedule=[(1, 0.25, 0, 1)])
+    model.see([IMAGE], "w1 w2", SHORT, pruner=method, account=less)
+    config = model.model.config
+    whole = costs.tower(config) + costs.projector(config, 16)
+    assert full.ledger.totals(stage="vision").flops == whole
+    assert 0 < less.ledger.totals(stage="vision").flops < whole
 
 
 def test_nothing_pruned_answers_as_generate_does(model) -> None:

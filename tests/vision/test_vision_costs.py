@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -23,6 +24,7 @@ from outlay.vision.counts import (
     staircase,
 )
 from outlay.vision.in_decoder import FastV, PyramidDrop
+from outlay.vision.zero_tprune import PatchRanking, Stage, ZeroTPrune
 
 
 def counted(model, method, **more) -> tuple[int, object]:
@@ -72,6 +74,34 @@ def test_tower_and_projector_flops_equal_the_flop_counter() -> None:
         model.get_image_features(pixel_values=llava_inputs(2)["pixel_values"])
     wanted = costs.tower(model.config, images=2) + costs.projector(model.config, 32)
     assert counter.get_total_flops() == wanted
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        None,
+        ZeroTPrune(schedule=[(1, 0.5, 2, 3)]),
+        ZeroTPrune(schedule=[(1, 0.5, 0, 1)], protect=(3,)),
+        PatchRanking([Stage(1, 0.25)], "column"),
+    ],
+)
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_a_pruned_tower_is_billed_for_what_it_computes(method, layer: int) -> None:
+    model = llava("eager")
+    model.config.vision_feature_layer = layer
+    blocks = model.model.vision_tower.encoder.layers
+    while len(blocks) < 3:
+        blocks.append(copy.deepcopy(blocks[-1]))
+    model.config.vision_config.num_hidden_layers = len(blocks)
+    inputs = llava_inputs(2)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), (method or RandomTokens(rate=0.5))(model) as kept:
+        model(**inputs)
+        with counter:
+            model.get_image_features(pixel_values=inputs["pixel_values"])
+    assert counter.get_total_flops() == costs.seeing(model.config, 2, kept)
+    whole = costs.tower(model.config, images=2) + costs.projector(model.config, 32)
+    assert (costs.seeing(model.config, 2, kept) == whole) == (method is None)
 
 
 def test_equal_budgets_are_found() -> None:

@@ -7,6 +7,7 @@ seconds are the clock's, with the method's own work under "vision".
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -166,7 +167,9 @@ class SightModel:
         new = ids[0, inputs["input_ids"].shape[1] :].tolist()
         account.settle(hold, len(new))
         cut = hold.truncated or len(new) < hold.limits[0]  # by the budget, or by its clock
-        return self._booked(kept, new, seconds, clock.first - started, account, len(images), cut)
+        return self._booked(
+            kept, new, seconds, clock.first - started, account, _squares(inputs), cut
+        )
 
     def _watched(self, pruner: Any) -> AbstractContextManager[Kept]:
         if pruner is not None:
@@ -182,7 +185,7 @@ class SightModel:
         seconds: float,
         ttft: float,
         account: Account,
-        images: int,
+        squares: int,
         cut: bool,
     ) -> Generation:
         from outlay.vision import costs
@@ -194,7 +197,7 @@ class SightModel:
         cost = costs.prefill(config, text, counts, ranked=kept.ranked, itemsize=itemsize)
         steps = sum(costs.decode_flops(config, text, counts, k) for k in range(len(new) - 1))
         try:
-            seeing = costs.tower(config, images=images)
+            seeing = costs.seeing(config, squares, kept)
         except CapabilityError:
             seeing = 0
         ledger = account.ledger
@@ -241,6 +244,12 @@ class _Clock:
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self.first = self.first or time.perf_counter()
         return scores
+
+
+def _squares(inputs: Mapping[str, Any]) -> int:
+    """Pictures that the tower encodes: images, or tiles of images."""
+    pixels = inputs.get("pixel_values")
+    return 0 if pixels is None else math.prod(pixels.shape[:-3])
 
 
 def _sampling(sampling: SamplingParams) -> dict[str, Any]:

@@ -191,6 +191,7 @@ class Kept:
         prefills: counted since the context opened.
         seconds: spent on choosing and ranking since then, on the host's clock. A GPU may do the
             work later.
+        tower_flops: of one image, where a method changes what the tower computes and knows it.
     """
 
     total: list[int] = field(default_factory=list)
@@ -201,6 +202,7 @@ class Kept:
     ranked: list[int] = field(default_factory=list)
     prefills: int = 0
     seconds: float = 0.0
+    tower_flops: int | None = None
     _entered: list[Tensor] | Callable[[], list[Tensor]] = field(default_factory=list)
 
     @property

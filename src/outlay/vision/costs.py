@@ -12,6 +12,7 @@ from typing import Any
 
 from outlay.errors import CapabilityError, InputError
 from outlay.shape import LayerShape, ModelShape
+from outlay.vision.base import Kept
 from outlay.vision.counts import counts_of
 
 
@@ -114,6 +115,24 @@ def projector(config: Any, tokens: int) -> int:
     """FLOPs of LLaVA's two-layer projector over `tokens` features."""
     v, d = config.vision_config.hidden_size, config.text_config.hidden_size
     return int(2 * tokens * (v * d + d * d))
+
+
+def seeing(config: Any, squares: int, kept: Kept) -> int:
+    """FLOPs of tower and projector in a prefill that a method watched.
+
+    Args:
+        config: of the model.
+        squares: pictures that the tower encoded: images, tiles or frames.
+        kept: what the method says.
+
+    Raises:
+        CapabilityError: for a tower without a closed form.
+    """
+    whole = tower(config, images=squares)
+    vision = config.vision_config
+    if kept.tower_flops is None:
+        return whole + projector(config, squares * (vision.image_size // vision.patch_size) ** 2)
+    return squares * kept.tower_flops + projector(config, sum(map(len, kept.entered)))
 
 
 def match_budget(

@@ -70,7 +70,13 @@ class PatchRanking:
             scores_BP = self._scores(alive, generator)
             return top(scores_BP, stage.left(scores_BP.shape[1])), scores_BP
 
-        return Pruning(model, self.stages, choose, protect=self.protect, positions=self.positions)
+        from outlay.vision.zero_tprune.cost import tower_flops
+
+        pruning = Pruning(
+            model, self.stages, choose, protect=self.protect, positions=self.positions
+        )
+        pruning.kept.tower_flops = tower_flops(model, self)
+        return pruning
 
     def within(self, tokens: int, total: int, layers: int) -> PatchRanking:
         """See `outlay.vision.base.Budgeted`: the schedule, scaled so that `tokens` leave the tower.

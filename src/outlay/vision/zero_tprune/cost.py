@@ -150,6 +150,21 @@ def macs(shape: Shape, method: ZeroTPrune | PatchRanking | None = None) -> int:
     return blocks_macs(shape, [count + fixed for count in seen]) + overhead(shape, method)
 
 
+def tower_flops(model: Any, method: ZeroTPrune | PatchRanking) -> int | None:
+    """FLOPs of one image in a vision-language model's tower, blocks behind the one that makes the
+    feature included; None where there is no closed form."""
+    from outlay.vision.zero_tprune.tower import find_tower
+
+    tower = find_tower(model)
+    try:
+        shape = Shape.of(model)
+    except CapabilityError:
+        return None
+    seen, fixed = _alive(shape, method)
+    behind = len(tower.blocks) - tower.depth
+    return 2 * (macs(shape, method) + behind * shape.block(seen[-1] + fixed + shape.special))
+
+
 def _alive(shape: Shape, method: ZeroTPrune | PatchRanking) -> tuple[Sequence[int], int]:
     """Patches that may go and are there in every block, and patches that may not."""
     order = method.order if isinstance(method, ZeroTPrune) else "i-s-i"

@@ -145,7 +145,9 @@ class ZeroTPrune:
 
     def __call__(self, model: Any) -> Pruning:
         """A context in which `model` runs on fewer patches; see `Pruning` for what it raises."""
-        return Pruning(
+        from outlay.vision.zero_tprune.cost import tower_flops
+
+        pruning = Pruning(
             model,
             self.stages,
             self.choose,
@@ -154,6 +156,8 @@ class ZeroTPrune:
             values=self.s_feature == "value",
             positions=self.positions,
         )
+        pruning.kept.tower_flops = tower_flops(model, self)
+        return pruning
 
     def within(self, tokens: int, total: int, layers: int) -> ZeroTPrune:
         """See `outlay.vision.base.Budgeted`: the schedule, scaled so that `tokens` leave the tower.
