@@ -27,7 +27,8 @@ from transformers.models.vit.modeling_vit import ViTPatchEmbeddings
 from common import Row, faster, turns, warn_if_busy, write
 from outlay.models import store
 from outlay.paired import difference
-from outlay.proofs.t2t_vit import PLANS, SEEDS, STARTED, gaps, main_cells, started_cells, trained
+from outlay.proofs.t2t_vit import PLANS, SEEDS, main_cells, started_cells, trained
+from outlay.proofs.t2t_vit_claims import STARTED, gaps
 from outlay.proofs.t2t_vit_runs import NAMES, PATCH, Outcome
 from outlay.vision.t2t_vit import T2TViT
 from outlay.vision.t2t_vit.tokeniser import Tokeniser

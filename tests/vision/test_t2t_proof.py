@@ -12,9 +12,16 @@ import pytest
 import torch
 
 from outlay.errors import InputError, ResultsError
-from outlay.proofs import t2t_vit, t2t_vit_figure, t2t_vit_runs, t2t_vit_seer
+from outlay.proofs import (
+    t2t_vit,
+    t2t_vit_claims,
+    t2t_vit_figure,
+    t2t_vit_runs,
+    t2t_vit_seer,
+)
 from outlay.proofs.base import silent
-from outlay.proofs.t2t_vit import DEEPER, PLANS, Plan, main_cells, trained
+from outlay.proofs.t2t_vit import PLANS, Plan, main_cells, trained
+from outlay.proofs.t2t_vit_claims import DEEPER, Runs
 from outlay.proofs.t2t_vit_runs import (
     ATTENTION,
     NAMES,
@@ -163,10 +170,10 @@ def _outcome(cell: Cell, right: Sequence[int]) -> Outcome:
     return Outcome(cell, list(right), sum(right) / len(right), [], [2.0, 1.0], 1.0, 1000, {})
 
 
-def _made_up(gaps: dict[tuple[int, str], float]) -> t2t_vit.Runs:
+def _made_up(gaps: dict[tuple[int, str], float]) -> Runs:
     """Outcomes with chosen accuracies, each test picture right below a threshold."""
     plan = Plan((100, 1000), 320, 16, 400)
-    runs: dict[tuple[t2t_vit.World, int, str], list[Outcome]] = {}
+    runs: dict[tuple[World, int, str], list[Outcome]] = {}
     for name, cell in main_cells({"digits": plan}, (0, 1), layers=1):
         share = gaps.get((cell.samples, name), 0.5)
         right = (np.arange(400) < 400 * share).astype(int).tolist()
@@ -177,7 +184,7 @@ def _made_up(gaps: dict[tuple[int, str], float]) -> t2t_vit.Runs:
 def test_claims_hold_where_the_runs_say_so() -> None:
     t2t = {(100, NAMES[k]): 0.7 for k in (ATTENTION, PERFORMER)}
     t2t |= {(1000, NAMES[k]): 0.6 for k in (ATTENTION, PERFORMER)}
-    checks = {check.claim: check for check in t2t_vit.judged(_made_up(t2t))}
+    checks = {check.claim: check for check in t2t_vit_claims.judged(_made_up(t2t))}
     judged = [check for check in checks.values() if check.holds is not None]
     assert len(judged) == 7
     assert all(check.holds for check in judged)
@@ -188,30 +195,32 @@ def test_claims_hold_where_the_runs_say_so() -> None:
 
 
 def test_claims_fail_where_the_runs_say_so() -> None:
-    flat = t2t_vit.judged(_made_up({(1000, NAMES[PERFORMER]): 0.6, (100, NAMES[PERFORMER]): 0.4}))
+    flat = t2t_vit_claims.judged(
+        _made_up({(1000, NAMES[PERFORMER]): 0.6, (100, NAMES[PERFORMER]): 0.4})
+    )
     holds = {check.claim: check.holds for check in flat if check.holds is not None}
     assert sum(value for value in holds.values() if value) == 1  # the tie, on average
     assert holds["the performer's tokens are as good as the transformer's"]
-    far = t2t_vit.tie(_made_up({(1000, NAMES[PERFORMER]): 0.6}))
+    far = t2t_vit_claims.tie(_made_up({(1000, NAMES[PERFORMER]): 0.6}))
     assert far.holds is False
     assert far.measured == pytest.approx(0.05)
 
 
 def test_a_loss_that_only_knows_how_often_classes_come_is_not_learning() -> None:
     runs = _made_up({})
-    assert t2t_vit.learns(runs).holds
+    assert t2t_vit_claims.learns(runs).holds
     key = next(iter(runs))
     bad = [replace(outcome, loss=[2.35, 2.3026]) for outcome in runs[key]]
-    assert t2t_vit.learns({**runs, key: bad}).holds is False
+    assert t2t_vit_claims.learns({**runs, key: bad}).holds is False
 
 
 def test_samples_saved_are_read_from_the_curve() -> None:
     t2t = {(100, NAMES[ATTENTION]): 0.4, (1000, NAMES[ATTENTION]): 0.6}
     runs = _made_up(t2t)  # patches reach 0.5 everywhere
-    assert t2t_vit.saved(runs, "digits", ATTENTION).measured == f"{10**2.5:.0f}"
-    assert t2t_vit.saved(runs, "digits", PERFORMER).measured == "100"
+    assert t2t_vit_claims.saved(runs, "digits", ATTENTION).measured == f"{10**2.5:.0f}"
+    assert t2t_vit_claims.saved(runs, "digits", PERFORMER).measured == "100"
     low = _made_up({(100, NAMES[ATTENTION]): 0.1, (1000, NAMES[ATTENTION]): 0.2})
-    assert t2t_vit.saved(low, "digits", ATTENTION).measured == "not reached"
+    assert t2t_vit_claims.saved(low, "digits", ATTENTION).measured == "not reached"
 
 
 def test_changes_are_tried_where_t2t_loses(tmp_path: Path) -> None:
@@ -231,7 +240,7 @@ def test_changes_are_tried_where_t2t_loses(tmp_path: Path) -> None:
         **trained(main_cells({"digits": plan}, (0,), layers=1), tmp_path, silent),
         **trained([(name, replace(cell, depth=1)) for name, cell in cells], tmp_path, silent),
     }
-    checks = t2t_vit.changed(runs, "digits", [PERFORMER])
+    checks = t2t_vit_claims.changed(runs, "digits", [PERFORMER])
     assert [check.holds for check in checks] == [None] * 4
     longer = runs["digits", 20, "T2T, performer, twice as long"][0].accuracy
     base = runs["digits", 20, "patches, twice as long"][0].accuracy

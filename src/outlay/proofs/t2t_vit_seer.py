@@ -2,7 +2,7 @@
 
 Both are trained by the testbed's own recipe from the same seed, tower first; only the embedding of
 the tower differs. Asked are small things (digits, 16 pixels) and larger ones (garments, 28 pixels).
-It trains two models a seed, some seven minutes of a core each.
+It trains two models a seed, ten to fifteen minutes of a core each.
 """
 
 from __future__ import annotations
