@@ -30,6 +30,7 @@ from outlay.proofs.t2t_vit_runs import (
     TYPES,
     Cell,
     Outcome,
+    World,
     augmented,
     fresh,
     load,
