@@ -15,10 +15,10 @@ from outlay.vision.base import Pruner, top
 from outlay.vision.t2t_vit.configuration import T2TViTConfig
 from outlay.vision.t2t_vit.model import T2TViTForImageClassification
 from outlay.vision.tome import ToMe
+from outlay.vision.towers import Reader, find_tower
 from outlay.vision.zero_tprune import PatchRanking, Stage, ZeroTPrune
 from outlay.vision.zero_tprune.graph import checked, page_rank, start
 from outlay.vision.zero_tprune.pruning import Alive
-from outlay.vision.zero_tprune.tower import Reader, find_tower
 
 SCHEDULE = [(1, 0.8, 3, 5), (3, 0.5, 1, 2)]
 SEEN = [16, 10, 10, 4]  # floor(.8 * 13), then floor(.5 * 9)

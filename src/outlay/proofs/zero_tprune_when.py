@@ -26,6 +26,7 @@ from torch import Tensor
 from outlay.proofs.zero_tprune_runs import BATCH, COVERED, Cell, answers
 from outlay.stats import auc
 from outlay.testbeds.garments import Scenes
+from outlay.vision.towers import Reader, find_tower
 from outlay.vision.zero_tprune import PatchRanking, Stage, ZeroTPrune
 from outlay.vision.zero_tprune.graph import (
     PUBLISHED,
@@ -36,7 +37,6 @@ from outlay.vision.zero_tprune.graph import (
     passing,
     start,
 )
-from outlay.vision.zero_tprune.tower import Reader, find_tower
 
 MANY = 30  # votes that stand for the stationary distribution
 SHARP = 2.0  # attention is raised to this power and renormalised

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from outlay.errors import CapabilityError, InputError
 from outlay.vision.base import true_places
-from outlay.vision.zero_tprune.tower import (
+from outlay.vision.towers import (
     Reader,
     Tower,
     claim,

@@ -51,12 +51,12 @@ class Shape:
         Raises:
             CapabilityError: for a config without the fields of a ViT.
         """
-        from outlay.vision.zero_tprune.tower import find_tower
+        from outlay.vision.towers import find_tower
 
         tower = find_tower(model)
-        config = tower.module.config
         head = getattr(model, "classifier", None)
         try:
+            config = tower.module.config
             side = config.image_size // config.patch_size
             return cls(
                 config.hidden_size,
@@ -153,7 +153,7 @@ def macs(shape: Shape, method: ZeroTPrune | PatchRanking | None = None) -> int:
 def tower_flops(model: Any, method: ZeroTPrune | PatchRanking) -> int | None:
     """FLOPs of one image in a vision-language model's tower, blocks behind the one that makes the
     feature included; None where there is no closed form."""
-    from outlay.vision.zero_tprune.tower import find_tower
+    from outlay.vision.towers import find_tower
 
     tower = find_tower(model)
     try:

@@ -25,6 +25,7 @@ import torch
 
 from outlay.errors import InputError
 from outlay.vision.base import Positions, top, true_places
+from outlay.vision.towers import Feature, Reduce
 from outlay.vision.zero_tprune.graph import (
     PUBLISHED,
     Bounds,
@@ -39,7 +40,6 @@ from outlay.vision.zero_tprune.graph import (
 from outlay.vision.zero_tprune.pruning import Alive, Pruning
 from outlay.vision.zero_tprune.schedule import PRESETS, Order, Stage, as_stages, stages_for
 from outlay.vision.zero_tprune.similar import Metric, Partition, near_copies
-from outlay.vision.zero_tprune.tower import Feature, Reduce
 
 if TYPE_CHECKING:
     from torch import Tensor

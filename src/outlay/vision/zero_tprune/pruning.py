@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from outlay.errors import CapabilityError, InputError
 from outlay.vision.base import Choice, Kept, Positions, Seen, true_places
 from outlay.vision.dropper import Dropper
+from outlay.vision.towers import Reader, Tower, claim, find_tower, release
 from outlay.vision.zero_tprune.schedule import Order, Stage, placed
-from outlay.vision.zero_tprune.tower import Reader, Tower, claim, find_tower, release
 
 
 @dataclass(frozen=True)
