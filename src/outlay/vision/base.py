@@ -191,7 +191,8 @@ class Kept:
         prefills: counted since the context opened.
         seconds: spent on choosing and ranking since then, on the host's clock. A GPU may do the
             work later.
-        tower_flops: of one image, where a method changes what the tower computes and knows it.
+        tower_flops: gives those of one image, where a method changes what the tower computes; None
+            from it where there is no closed form.
     """
 
     total: list[int] = field(default_factory=list)
@@ -202,7 +203,7 @@ class Kept:
     ranked: list[int] = field(default_factory=list)
     prefills: int = 0
     seconds: float = 0.0
-    tower_flops: int | None = None
+    tower_flops: Callable[[], int | None] | None = None
     _entered: list[Tensor] | Callable[[], list[Tensor]] = field(default_factory=list)
 
     @property

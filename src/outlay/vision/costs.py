@@ -130,9 +130,10 @@ def seeing(config: Any, squares: int, kept: Kept) -> int:
     """
     whole = tower(config, images=squares)
     vision = config.vision_config
-    if kept.tower_flops is None:
+    less = None if kept.tower_flops is None else kept.tower_flops()
+    if less is None:
         return whole + projector(config, squares * (vision.image_size // vision.patch_size) ** 2)
-    return squares * kept.tower_flops + projector(config, sum(map(len, kept.entered)))
+    return squares * less + projector(config, sum(map(len, kept.entered)))
 
 
 def match_budget(

@@ -75,7 +75,7 @@ class PatchRanking:
         pruning = Pruning(
             model, self.stages, choose, protect=self.protect, positions=self.positions
         )
-        pruning.kept.tower_flops = tower_flops(model, self)
+        pruning.kept.tower_flops = lambda: tower_flops(model, self)
         return pruning
 
     def within(self, tokens: int, total: int, layers: int) -> PatchRanking:

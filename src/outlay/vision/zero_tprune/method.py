@@ -156,7 +156,7 @@ class ZeroTPrune:
             values=self.s_feature == "value",
             positions=self.positions,
         )
-        pruning.kept.tower_flops = tower_flops(model, self)
+        pruning.kept.tower_flops = lambda: tower_flops(model, self)
         return pruning
 
     def within(self, tokens: int, total: int, layers: int) -> ZeroTPrune:
