@@ -89,7 +89,7 @@ class Size:
 _FOUR = (*SPECIALISTS, "flex")
 SIZES: Mapping[Scale, Size] = {
     "ci": Size(Plan(("fixed-144", "flex"), 4, 4, 16, 1), 0, False),
-    "laptop": Size(Plan((*_FOUR, "flex-mlp"), 900, 32, 800, 1), 300, True),
+    "laptop": Size(Plan((*_FOUR, "flex-mlp"), 900, 32, 800, 3), 300, True),
     "gpu": Size(Plan((*_FOUR, "flex-mlp", "flex-even", "joint"), 3000, 32, 3000, 3), 1000, True),
 }
 
