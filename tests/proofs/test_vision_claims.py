@@ -117,6 +117,20 @@ def test_fine_questions_gain_from_tokens_and_coarse_ones_do_not(
     assert [c.measured for c in checks] == pytest.approx([fine, coarse, fine - coarse])
 
 
+def test_changes_of_tokenflex_are_reported_with_the_sides_that_they_name() -> None:
+    tables = {("flex-mlp", FEW): table(0.5, 0.9), (f"fixed-{FEW}", FEW): table(0.7, 0.7)}
+    tables |= {("flex", 4): table(0.2, 0.8), ("flex", MANY): table(0.6, 0.9)}
+    gate, reach = tokenflex._changes(tables)
+    assert held([gate, reach]) == [None, None]
+    fine = len(tokenflex.FINE) / len(tokenflex.KINDS)
+    assert gate.measured == pytest.approx(-0.2 * fine + 0.2 * (1 - fine))
+    assert "fine -0.200" in gate.note
+    assert "coarse +0.200" in gate.note
+    assert reach.measured == pytest.approx(0.4)
+    assert "coarse +0.100" in reach.note
+    assert len(tokenflex._changes({k: v for k, v in tables.items() if k != ("flex", 4)})) == 1
+
+
 # -- HiRED: (scenes, kinds) by method and rate ----------------------------------------------------
 
 LIMITS = {0.4: 76, 0.2: 38, 0.1: 19}
