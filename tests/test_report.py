@@ -3,6 +3,8 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from rich.console import Console
@@ -19,7 +21,6 @@ from outlay.report import (
     MARKED_LIMIT,
     Detail,
     View,
-    render_report,
     rich_table,
     write_report,
 )
@@ -84,8 +85,14 @@ class Page(HTMLParser):
         return " ".join(" ".join(parts) for parts in self.texts.values())
 
 
+def written(**options):
+    with TemporaryDirectory() as folder:
+        path = write_report(Path(folder) / "page.html", **options)
+        return path.read_bytes().decode()
+
+
 def page_of(**options):
-    return Page(render_report(**{"title": "T", "records": run(), **options}))
+    return Page(written(**{"title": "T", "records": run(), **options}))
 
 
 def data_of(page):
@@ -100,7 +107,7 @@ def test_the_page_is_well_formed_and_loads_nothing():
         assert tag not in {"link", "img", "iframe", "object", "base", "form"}
         assert not {"src", "href", "action", "srcset", "data"} & set(attrs), (tag, attrs)
         assert not any(name.startswith("on") for name in attrs), (tag, attrs)
-    text = render_report(title="T", records=run())
+    text = written(title="T", records=run())
     assert not re.search(r"https?://|@import|url\(", text)
     policy = next(a["content"] for a in page.all("meta") if "http-equiv" in a)
     assert "default-src 'none'" in policy
@@ -116,7 +123,7 @@ def test_text_from_models_stays_text_wherever_it_appears():
     ]
     rows[0].ledger.record("answer", "target", generated=3, method=EVIL, note=EVIL)
     rows[1].ledger.record("answer", "target", generated=5)
-    text = render_report(
+    text = written(
         title=EVIL,
         records=rows,
         meta={EVIL: EVIL, "seeds": [1, EVIL]},
@@ -232,7 +239,7 @@ def test_tables_have_scopes_and_the_chart_can_be_read_and_reached():
 
 
 def test_the_page_follows_light_and_dark():
-    assert "prefers-color-scheme: dark" in render_report(title="T", records=run())
+    assert "prefers-color-scheme: dark" in written(title="T", records=run())
 
 
 def test_bars_add_up_to_the_mean_ledger():
@@ -278,7 +285,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
 
 def test_no_records_is_an_error():
     with pytest.raises(InputError, match="run a comparison first"):
-        render_report(title="T", records=[])
+        written(title="T", records=[])
 
 
 @pytest.mark.parametrize("budgets", [(32,), (32, 33), (8, 64, 512)])

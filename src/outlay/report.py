@@ -121,7 +121,7 @@ def write_report(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Path:
-    """Write one HTML page about a comparison.
+    """Write one HTML page about a comparison; the same arguments give the same page.
 
     Args:
         path: of the page; replaced atomically.
@@ -139,40 +139,6 @@ def write_report(
     Raises:
         InputError: for no records.
     """
-    page = render_report(
-        title=title,
-        records=records,
-        meta=meta,
-        details=details,
-        views=views,
-        notes=notes,
-        price=price,
-        confidence=confidence,
-        bootstrap=bootstrap,
-        seed=seed,
-    )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(target.name + ".part")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(target)
-    return target
-
-
-def render_report(
-    *,
-    title: str,
-    records: Sequence[Record],
-    meta: Mapping[str, Any] | None = None,
-    details: Mapping[str, Detail] | None = None,
-    views: Mapping[str, View] | None = None,
-    notes: Sequence[str] = (),
-    price: Prices | None = None,
-    confidence: float = 0.95,
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> str:
-    """The page of `write_report` as a string; the same arguments give the same page."""
     records = unique(records)
     if not records:
         raise InputError("nothing to report: no records; run a comparison first")
@@ -205,7 +171,12 @@ def render_report(
         nonce=hashlib.sha256(repr((title, examples)).encode()).hexdigest()[:32],
         short=short,
     )
-    return page
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(target.name + ".part")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(target)
+    return target
 
 
 @cache

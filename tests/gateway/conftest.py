@@ -1,4 +1,4 @@
-"""Databases for the gateway's tests: SQLite always, PostgreSQL where it is installed."""
+"""What the gateway's tests share: databases of each kind, an upstream, a month."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import month
 import pytest
+from recording_upstream import Running, upstream
+from servers import Serving, serving
 from sqlalchemy import create_engine, text
+
+from outlay.gateway.dashboard.sessions import Attempts
 
 _PLACES = ("/usr/lib/postgresql/17/bin", "/usr/lib/postgresql/16/bin", "/usr/lib/postgresql/15/bin")
 
@@ -100,3 +105,25 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     with engine.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def recorder() -> Iterator[Running]:
+    """An upstream that keeps what it served."""
+    with upstream() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def filled(recorder: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """A gateway with a month behind it."""
+    with serving(tmp_path_factory.mktemp("gateway"), recorder.url) as found:
+        found.tokens = found.call(month.fill, steps=600)
+        yield found
+
+
+@pytest.fixture
+def gateway(filled: Serving, monkeypatch: pytest.MonkeyPatch) -> Serving:
+    """The one with a month behind it, where people may log in as often as tests do."""
+    monkeypatch.setattr(Attempts, "wait", lambda *_: 0.0)
+    return filled

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import month
 import pytest
-from recording_upstream import Running, upstream
+from recording_upstream import Running
 from servers import Serving, serving
 from sqlalchemy import Connection, update
 from visiting import PLACES, Visitor, inside, rows
@@ -24,26 +23,6 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
-
-
-@pytest.fixture(scope="module")
-def recorder() -> Iterator[Running]:
-    with upstream() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def shared(recorder: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with serving(tmp_path_factory.mktemp("gateway"), recorder.url) as found:
-        found.tokens = found.call(month.fill, steps=600)
-        yield found
-
-
-@pytest.fixture
-def gateway(shared: Serving, monkeypatch: pytest.MonkeyPatch) -> Serving:
-    """The module's gateway; its tests log in more often than people may."""
-    monkeypatch.setattr(Attempts, "wait", lambda *_: 0.0)
-    return shared
 
 
 # -- getting in ---------------------------------------------------------------------------------

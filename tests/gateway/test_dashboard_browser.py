@@ -14,7 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browsing import browser, log_in
 from playwright.sync_api import Browser, Page, expect
-from recording_upstream import Running, upstream
+from recording_upstream import Running
 from servers import Serving, serving
 
 pytestmark = pytest.mark.server
@@ -25,12 +25,6 @@ expect.set_options(timeout=30_000)
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     with browser() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def recorder() -> Iterator[Running]:
-    with upstream() as found:
         yield found
 
 

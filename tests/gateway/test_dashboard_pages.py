@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import month
 import pytest
-from recording_upstream import Running, upstream
+from recording_upstream import Running
 from servers import Serving, serving
 from sqlalchemy import Connection, func, insert, select
 from visiting import PLACES, inside, rows
 
 from outlay.gateway.dashboard.frontiers import LARGEST
 from outlay.gateway.dashboard.reading import Reader
-from outlay.gateway.dashboard.sessions import Attempts
 from outlay.gateway.store import admin, schema
 from outlay.gateway.store.books import Ask, Charge, Grant
 from outlay.gateway.store.store import StoreError
@@ -27,26 +25,6 @@ from outlay.gateway.windows import Window
 from outlay.ledger import Ledger
 
 pytestmark = pytest.mark.server
-
-
-@pytest.fixture(scope="module")
-def recorder() -> Iterator[Running]:
-    with upstream() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def shared(recorder: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with serving(tmp_path_factory.mktemp("gateway"), recorder.url) as found:
-        found.tokens = found.call(month.fill, steps=600)
-        yield found
-
-
-@pytest.fixture
-def gateway(shared: Serving, monkeypatch: pytest.MonkeyPatch) -> Serving:
-    """The module's gateway; its tests log in more often than people may."""
-    monkeypatch.setattr(Attempts, "wait", lambda *_: 0.0)
-    return shared
 
 
 # -- what is shown ------------------------------------------------------------------------------

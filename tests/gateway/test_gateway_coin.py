@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -16,6 +14,7 @@ import typer
 from servers import Serving, serving
 from typer.testing import CliRunner
 
+from json_server import JsonHandler, JsonServer, running
 from outlay.audit.serving import LiveProvider
 from outlay.cli import audit as command
 from outlay.errors import EndpointError, InputError
@@ -68,12 +67,11 @@ def tokens() -> int:
 TOKENIZER = Path()
 
 
-class Thinker(BaseHTTPRequestHandler):
+class Thinker(JsonHandler):
     """Answers with reasoning; `padder` bills twice as much of it, `quick` has none."""
 
     def do_POST(self) -> None:
-        size = int(self.headers["content-length"])
-        body = json.loads(self.rfile.read(size))
+        body = self.body()
         model = body["model"]
         thought = 0 if model == "quick" else tokens() * (2 if model == "padder" else 1)
         usage = {
@@ -91,7 +89,7 @@ class Thinker(BaseHTTPRequestHandler):
         if not body.get("stream"):
             choice = {"index": 0, "finish_reason": "stop", "message": message}
             kind = {"object": "chat.completion", "choices": [choice], "usage": usage}
-            self._send("application/json", json.dumps({**shared, **kind}))
+            self.reply({**shared, **kind})
             return
         deltas = [
             {name: text[at : at + 700]}
@@ -105,32 +103,16 @@ class Thinker(BaseHTTPRequestHandler):
         events.append({"choices": [], "usage": usage})
         kind = {"object": "chat.completion.chunk", **shared}
         lines = [f"data: {json.dumps({**kind, **event})}\n\n" for event in events]
-        self._send("text/event-stream", "".join(lines) + "data: [DONE]\n\n")
-
-    def _send(self, media: str, text: str) -> None:
-        raw = text.encode()
-        self.send_response(200)
-        self.send_header("content-type", media)
-        self.send_header("content-length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *args: object) -> None:
-        """Nothing."""
+        self.send(("".join(lines) + "data: [DONE]\n\n").encode(), "text/event-stream")
 
 
 @contextmanager
 def gateway(folder: Path, settings: str = "") -> Iterator[Serving]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Thinker)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/v1"
     tokenizer = json.dumps(str(TOKENIZER))
-    more = MORE.format(settings=settings, tokenizer=tokenizer, url=json.dumps(url))
-    try:
-        with serving(folder, url, more=more) as live:
+    with running(JsonServer(Thinker)) as server:
+        more = MORE.format(settings=settings, tokenizer=tokenizer, url=json.dumps(server.url))
+        with serving(folder, server.url, more=more) as live:
             yield live
-    finally:
-        server.shutdown()
 
 
 @pytest.fixture(scope="module", autouse=True)

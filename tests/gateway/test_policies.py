@@ -18,7 +18,7 @@ import psutil
 import pytest
 import scoring_plugin
 from counting import word_tokenizer
-from recording_upstream import Running, upstream
+from recording_upstream import Running
 from servers import Serving, serving
 from sqlalchemy import select
 
@@ -64,12 +64,6 @@ reason = "self-consistency:n=2"
 fallback = false
 """
 ROGUES = ("longer", "crash", "hang", "raise", "chat", "slow")
-
-
-@pytest.fixture(scope="module")
-def recorder() -> Iterator[Running]:
-    with upstream() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

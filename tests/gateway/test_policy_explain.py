@@ -16,7 +16,7 @@ import typer
 from counting import word_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recording_upstream import Running, upstream
+from recording_upstream import Running
 from servers import Serving, serving
 from typer.testing import CliRunner
 
@@ -84,12 +84,6 @@ def models(tokenizer: Path, address: str) -> str:
             f'[models.{name}]\nupstream = "up"\nname = "plain"\ntokenizer = "{tokenizer}"\n{price}'
         )
     return text
-
-
-@pytest.fixture(scope="module")
-def recorder() -> Iterator[Running]:
-    with upstream() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

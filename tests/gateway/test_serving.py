@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from recording_upstream import Running, upstream
+from recording_upstream import Running
 from servers import Serving, serving
 from sqlalchemy import select
 
@@ -46,12 +46,6 @@ retries = 0
 [routes.strict]
 models = ["never"]
 """
-
-
-@pytest.fixture(scope="module")
-def recorder() -> Iterator[Running]:
-    with upstream() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

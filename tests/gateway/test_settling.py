@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from benches import bench
-from recording_upstream import Running, upstream
+from recording_upstream import Running
 from servers import Serving, serving
 from sqlalchemy import Connection, Engine, create_engine, select, text
 
@@ -56,12 +56,6 @@ BREAKING = {  # what makes the ledger refuse rows, and what ends it
         "DROP TRIGGER broken ON ledger",
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def recorder() -> Iterator[Running]:
-    with upstream() as running:
-        yield running
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -19,9 +18,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
-from recording_upstream import Running, upstream
+from recording_upstream import Running
 from servers import Serving, serving
 
+from json_server import running
 from outlay.errors import DependencyError, InputError
 from outlay.gateway.app import build
 from outlay.gateway.config import read
@@ -82,18 +82,8 @@ class _Receive(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    server = Collector()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def recorder() -> Iterator[Running]:
-    with upstream() as running:
-        yield running
+    with running(Collector()) as server:
+        yield server
 
 
 def more(recorder: Running, collector: str, sample: float = 1.0) -> str:
@@ -307,9 +297,7 @@ def test_a_request_with_an_unknown_key_makes_no_span(
 def test_a_real_collector_gets_the_spans_and_neither_prompts_nor_answers_nor_keys(
     recorder: Running, tmp_path: Path
 ) -> None:
-    server = Collector()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with running(Collector()) as server:
         with serving(tmp_path, recorder.url, more=more(recorder, server.url)) as gateway:
             made = gateway.key("private")
             messages = [{"role": "user", "content": "my-very-private-question"}]
@@ -340,9 +328,6 @@ def test_a_real_collector_gets_the_spans_and_neither_prompts_nor_answers_nor_key
         secret = made.token.rsplit("_", 1)[1]
         for private in ("my-very-private-question", "word", made.token, secret, made.key.digest):
             assert private.encode() not in raw
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_only_the_callers_sampled_traces_are_kept_where_the_share_is_zero(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from recording_upstream import Running, upstream
+from recording_upstream import Running
 from servers import serving
 from sqlalchemy import select
 
@@ -20,12 +19,6 @@ from outlay.gateway.run import JsonLines
 from outlay.gateway.store import schema
 from outlay.gateway.upstream import Breaker, HttpUpstream, public
 from tiny_models import tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def recorder() -> Iterator[Running]:
-    with upstream() as running:
-        yield running
 
 
 @pytest.fixture

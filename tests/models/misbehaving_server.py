@@ -6,9 +6,10 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 from typing import Any
+
+from json_server import JsonHandler, JsonServer, running
 
 Reaction = Callable[["Handler", dict[str, Any]], None]
 MODEL = "tiny"
@@ -24,12 +25,8 @@ class Words:
         return " ".join("w" * size for size in ids)
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(JsonHandler):
     server: Upstream
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         if self.path != f"{self.server.prefix}/models":
@@ -38,7 +35,7 @@ class Handler(BaseHTTPRequestHandler):
             self.json({"object": "list", "data": self.server.rows})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         with self.server.lock:
             self.server.requests.append(body)
             self.server.paths.append(self.path)
@@ -71,15 +68,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
-class Upstream(ThreadingHTTPServer):
-    daemon_threads = True
-
+class Upstream(JsonServer):
     def __init__(self, script: Sequence[Reaction]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.script = list(script)
         self.lock = Lock()
         self.stopped = Event()
-        self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.prefix = "/v1"
         self.rows: list[dict[str, Any]] = [{"id": MODEL}, {"id": "other"}]
@@ -99,15 +93,11 @@ class Upstream(ThreadingHTTPServer):
 @contextmanager
 def upstream(*script: Reaction) -> Iterator[Upstream]:
     """A server that reacts to the k-th POST with script[k], and with the last one from then on."""
-    server = Upstream(script)
-    thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stopped.set()
-        server.shutdown()
-        server.server_close()
+    with running(Upstream(script)) as server:
+        try:
+            yield server
+        finally:
+            server.stopped.set()
 
 
 def usage(prompt: int, generated: int, **more: Any) -> dict[str, Any]:

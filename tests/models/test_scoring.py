@@ -60,11 +60,13 @@ def test_the_head_sees_only_the_positions_asked_for() -> None:
     def head(hidden_NC: torch.Tensor) -> torch.Tensor:
         nonlocal seen
         seen += len(hidden_NC)
-        return model._head(hidden_NC)
+        return model.network.head(hidden_NC)
 
     rows = [[5, 6, 7, 8, 9], [5, 6], [7]]
     with torch.inference_mode():
-        found = batch_losses(model._body, head, rows, [3, 0, 0], pad=0, device=torch.device("cpu"))
+        found = batch_losses(
+            model.network.body, head, rows, [3, 0, 0], pad=0, device=torch.device("cpu")
+        )
     assert seen == 2 + 1
     assert [np.isfinite(f).tolist() for f in found] == [
         [False, False, False, True, True],

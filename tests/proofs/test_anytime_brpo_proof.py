@@ -19,8 +19,9 @@ from outlay.proofs.anytime_brpo_runs import (
     cell,
     methods,
     right_of,
-    run_all,
 )
+from outlay.proofs.base import silent
+from outlay.proofs.rl_beside import finished
 from outlay.rl.anytime.cuts import branches
 from outlay.rl.anytime.outcomes import Outcome
 from outlay.rl.base import Judgement
@@ -103,9 +104,12 @@ def test_accuracy_is_read_by_question_and_budget() -> None:
 
 
 def test_stored_cells_are_not_trained_again(tmp_path: Path) -> None:
-    key = cell("GRPO", 0).key
-    (tmp_path / f"{key}.json").write_text(made("GRPO", 0, 0.2, 0.8, 31).to_json())
-    (found,) = run_all(tmp_path, [("GRPO", 0)])["GRPO"]
+    wanted = cell("GRPO", 0)
+    (tmp_path / f"{wanted.key}.json").write_text(made("GRPO", 0, 0.2, 0.8, 31).to_json())
+    missing = cell("linear", 0)  # shown only where it is stored
+    runs = finished([wanted], [missing], tmp_path, silent, train_extra=False)
+    assert list(runs) == ["GRPO"]
+    (found,) = runs["GRPO"]
     assert right_of([found]).tolist() == right_of([made("GRPO", 0, 0.2, 0.8, 31)]).tolist()
 
 

@@ -11,6 +11,7 @@ from outlay.proofs import ada_grpo, hbpo
 from outlay.proofs.ada_grpo_runs import ADA
 from outlay.proofs.base import Check
 from outlay.proofs.hbpo_runs import COSINE, HARD, HIERARCHY, LAST, NO_INTRA, ONE, PLAIN, TWICE
+from outlay.proofs.rl_figure import Runs
 from outlay.rl.grid_results import CellResult, EvalCell
 from outlay.rl.running_tasks import ChainTask
 
@@ -189,7 +190,7 @@ def sampled(label: str, styles: Sequence[str | None]) -> list[CellResult]:
     return seeds(lambda seed: stored(label, seed, {}, {}, {"styles": list(styles)}))
 
 
-def formats(ours: Sequence[str | None], plain: Sequence[str | None]) -> ada_grpo.Runs:
+def formats(ours: Sequence[str | None], plain: Sequence[str | None]) -> Runs:
     return {ADA: sampled(ADA, ours), ada_grpo.PLAIN: sampled(ada_grpo.PLAIN, plain)}
 
 

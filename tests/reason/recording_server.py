@@ -3,33 +3,27 @@ was asked: samples with seeds, stop strings, log-probabilities, and echoed promp
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from contextlib import AbstractContextManager
+from threading import Lock
 from typing import Any
 
 import torch
 
+from json_server import JsonHandler, JsonServer, running
 from outlay.models.base import Branch, SamplingParams
 from outlay.models.local import LocalModel
 
 MODEL = "served"
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(JsonHandler):
     server: Server
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         self.reply({"object": "list", "data": [{"id": MODEL, "owned_by": "vllm"}]})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         with self.server.lock:
             self.server.requests.append(dict(body))
             if not self.server.echoes:
@@ -39,27 +33,12 @@ class Handler(BaseHTTPRequestHandler):
                 return
             self.reply(self.server.complete(body))
 
-    def reply(self, value: Any, status: int = 200) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
+class Server(JsonServer):
     def __init__(self, model: LocalModel, echoes: bool) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.model, self.echoes = model, echoes
-        self.requests: list[dict[str, Any]] = []
         self.lock = Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """One request, with `n` choices."""
@@ -112,14 +91,6 @@ class Server(ThreadingHTTPServer):
         return [self.model.decode([i]) for i in ids], [None, *values]
 
 
-@contextmanager
-def serving(model: LocalModel, *, echoes: bool = True) -> Iterator[Server]:
+def serving(model: LocalModel, *, echoes: bool = True) -> AbstractContextManager[Server]:
     """Serve `model` until the block ends; without `echoes` the request for an echo is ignored."""
-    server = Server(model, echoes)
-    thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+    return running(Server(model, echoes))

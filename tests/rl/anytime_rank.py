@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from anytime_runs import METHOD
 
 from outlay.rl import make_config
-from outlay.rl.anytime import AnytimeBRPO, AnytimeTrainer
+from outlay.rl.anytime import AnytimeTrainer
 from outlay.rl.verifiers import ChainArithVerifier
 from outlay.testbeds.chainarith_rl import dataset, load
 
@@ -21,16 +23,7 @@ def main(folder: Path) -> None:
     found = {}
     for packing in ("tree", "rows"):
         model, tokenizer = load()
-        method = AnytimeBRPO(
-            budgets=(8, 24),
-            n_traces=4,
-            n_summaries=2,
-            max_summary_tokens=3,
-            forced="..\n</think>",
-            heading="<answer>",
-            packing=packing,
-            skip_flat=True,
-        )
+        method = replace(METHOD, packing=packing, skip_flat=True)
         settings = {"max_steps": 1, "per_device_train_batch_size": 6, "seed": 5}
         trainer = AnytimeTrainer(
             model,

@@ -8,29 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from anytime_runs import METHOD, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from outlay.errors import CapabilityError
-from outlay.rl import make_config
-from outlay.rl.anytime import AnytimeBRPO, AnytimeTrainer
+from outlay.rl.anytime import AnytimeBRPO
 from outlay.rl.anytime.cuts import branches
 from outlay.rl.anytime.outcomes import Outcome
 from outlay.rl.anytime.packing import Line, rows, tree, tree_mask, tree_positions
 from outlay.rl.anytime.trainer import additive, check_attention, takes_masks
-from outlay.rl.base import Judgement, Row
-from outlay.rl.verifiers import ChainArithVerifier
-from outlay.testbeds.chainarith_rl import dataset, load
+from outlay.rl.base import Judgement
 from tiny_models import tiny_network
 
 NOTHING = Judgement(False, 0.0, False, 1, 1, 0, False)
 FORCED, NATURAL = (5, 6, 7), (9,)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def outcome(length: int, ended: bool, budgets: tuple[int, ...], n: int, seed: int) -> Outcome:
@@ -196,76 +189,37 @@ def test_a_tree_is_shorter_than_its_rows() -> None:
 
 # -- in training ----------------------------------------------------------------------------------
 
-BASE = AnytimeBRPO(
-    budgets=(8, 16, 32),
-    n_traces=4,
-    n_summaries=2,
-    max_summary_tokens=3,
-    forced="..\n</think>",
-    heading="<answer>",
-)
+BASE = replace(METHOD, budgets=(8, 16, 32))
 
 
-class Spy(AnytimeTrainer):
-    """Keeps batches and the gradient of the first step."""
-
-    batches: list[dict[str, Any]]
-    gradient: Tensor
-
-    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
-        batch = super()._generate_and_score_completions(inputs)
-        self.batches = [*getattr(self, "batches", []), dict(batch)]
-        return batch
-
-    def training_step(self, *args: Any, **named: Any) -> Any:
-        loss = super().training_step(*args, **named)
-        self.gradient = torch.cat(
-            [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
-        ).clone()
-        return loss
-
-
-def trained(method: AnytimeBRPO, folder: Path, **changes: Any) -> Spy:
-    torch.manual_seed(0)
-    model, tokenizer = load()
-    fixed = {"per_device_train_batch_size": 16, "max_steps": 1, "seed": 5}
-    trainer = Spy(
-        model,
-        method,
-        make_config(method, folder, {**fixed, **changes}, cpu=True),
-        dataset(24, seed=2, ops=(2, 6)),
-        verifier=ChainArithVerifier(),
-        processing_class=tokenizer,
-        difficulty="ops",
-    )
-    trainer.train()
-    return trainer
+def trained(method: AnytimeBRPO, folder: Path, **changes: Any) -> Any:
+    return train(method, folder, max_steps=1, **changes)
 
 
 @pytest.fixture(scope="module")
-def by_tree(tmp_path_factory: pytest.TempPathFactory) -> Spy:
+def by_tree(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return trained(replace(BASE, packing="tree"), tmp_path_factory.mktemp("tree"))
 
 
-def test_trees_and_rows_give_the_same_gradient(by_tree: Spy, tmp_path: Path) -> None:
+def test_trees_and_rows_give_the_same_gradient(by_tree: Any, tmp_path: Path) -> None:
     rows_of = trained(replace(BASE, packing="rows"), tmp_path)
-    assert by_tree.gradient.norm() > 0
-    torch.testing.assert_close(by_tree.gradient, rows_of.gradient, rtol=1e-3, atol=1e-6)
+    assert by_tree.gradients[-1].norm() > 0
+    torch.testing.assert_close(by_tree.gradients[-1], rows_of.gradients[-1], rtol=1e-3, atol=1e-6)
     assert len(by_tree.batches[0]["completion_ids"]) == 16
     assert len(rows_of.batches[0]["completion_ids"]) == 16 * (1 + 3 * 2)
 
 
-def test_answers_without_an_advantage_change_no_gradient(by_tree: Spy, tmp_path: Path) -> None:
+def test_answers_without_an_advantage_change_no_gradient(by_tree: Any, tmp_path: Path) -> None:
     fewer = trained(replace(BASE, packing="tree", skip_flat=True), tmp_path)
-    torch.testing.assert_close(by_tree.gradient, fewer.gradient, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(by_tree.gradients[-1], fewer.gradients[-1], rtol=1e-3, atol=1e-6)
     kept = [int(one.batches[0]["tool_mask"].sum()) for one in (by_tree, fewer)]
     assert kept[1] < kept[0]
 
 
-def test_several_micro_batches_give_the_gradient_of_one(by_tree: Spy, tmp_path: Path) -> None:
+def test_several_micro_batches_give_the_gradient_of_one(by_tree: Any, tmp_path: Path) -> None:
     settings_ = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
     halves = trained(replace(BASE, packing="tree"), tmp_path, **settings_)
-    torch.testing.assert_close(by_tree.gradient, halves.gradient, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(by_tree.gradients[-1], halves.gradients[-1], rtol=1e-3, atol=1e-6)
 
 
 def test_auto_packs_trees_where_the_model_can(tmp_path: Path) -> None:

@@ -9,72 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from anytime_runs import METHOD, SETTINGS, train
+from recording import recorded
 from trl import GRPOTrainer
 
 from outlay.errors import BudgetError, InputError
 from outlay.rl import BudgetGRPOTrainer, Plain, make_config
-from outlay.rl.anytime import AnytimeBRPO, AnytimeTrainer
+from outlay.rl.anytime import AnytimeTrainer
 from outlay.rl.anytime.forking import Record
 from outlay.rl.anytime.outcomes import KEY
-from outlay.rl.base import Row
 from outlay.rl.verifiers import ChainArithVerifier
 from outlay.testbeds.chainarith_rl import dataset, load
-
-METHOD = AnytimeBRPO(
-    budgets=(8, 24),
-    n_traces=4,
-    n_summaries=2,
-    max_summary_tokens=3,
-    forced="..\n</think>",
-    heading="<answer>",
-)
-SETTINGS = {"per_device_train_batch_size": 16, "max_steps": 2, "seed": 5}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def keep(kind: type) -> type:
-    """The trainer, which also keeps batches, outcomes and the first gradient."""
-
-    class Spy(kind):  # type: ignore[misc]
-        def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
-            batch = super()._generate_and_score_completions(inputs)
-            self.batches = [*getattr(self, "batches", []), dict(batch)]
-            return batch
-
-        def _context(self, *args: Any) -> Any:
-            context = super()._context(*args)
-            self.contexts = [*getattr(self, "contexts", []), context]
-            return context
-
-        def training_step(self, *args: Any, **named: Any) -> Any:
-            loss = super().training_step(*args, **named)
-            if not hasattr(self, "gradient"):
-                grads = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
-                self.gradient = torch.cat(grads).clone()
-            return loss
-
-    return Spy
-
-
-def train(method: AnytimeBRPO, folder: Path, kind: type = AnytimeTrainer, **changes: Any) -> Any:
-    model, tokenizer = load()
-    if kind is not AnytimeTrainer:
-        method = replace(method, reward_fn=ChainArithVerifier()).tokenized(tokenizer)
-    trainer = keep(kind)(
-        model,
-        method,
-        make_config(method, folder, {**SETTINGS, **changes}, cpu=True),
-        dataset(24, seed=2, ops=(2, 6)),
-        verifier=ChainArithVerifier(),
-        processing_class=tokenizer,
-        difficulty="ops",
-    )
-    trainer.train()
-    return trainer
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +79,7 @@ def test_one_budget_one_answer_is_dr_grpo_on_the_same_texts(tmp_path: Path) -> N
     theirs._compute_loss(theirs.model, batch).backward()
     gradient = torch.cat([p.grad.flatten() for p in theirs.model.parameters()])
     assert gradient.norm() > 0
-    torch.testing.assert_close(ours.gradient, gradient, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(ours.gradients[0], gradient, rtol=1e-3, atol=1e-6)
 
 
 def test_the_plain_trainer_trains_on_rows(tmp_path: Path) -> None:
@@ -143,7 +88,7 @@ def test_the_plain_trainer_trains_on_rows(tmp_path: Path) -> None:
     batch = trainer.batches[0]
     assert len(batch["completion_ids"]) == 16 * (1 + 2 * 2)
     assert "tree_cut" not in batch
-    assert trainer.gradient.norm() > 0
+    assert trainer.gradients[0].norm() > 0
 
 
 def test_thinkings_end_at_their_tag_or_at_the_largest_budget(run: Any) -> None:
@@ -228,7 +173,7 @@ def test_answers_end_by_their_own_end_and_thinkings_by_theirs(run: Any) -> None:
 
 def test_equal_seeds_give_equal_runs(run: Any, tmp_path: Path) -> None:
     again = train(METHOD, tmp_path)
-    assert torch.equal(run.gradient, again.gradient)
+    assert torch.equal(run.gradients[0], again.gradients[0])
     assert [row[KEY] for c in run.contexts for row in c.rows] == [
         row[KEY] for c in again.contexts for row in c.rows
     ]
@@ -250,7 +195,7 @@ def test_equal_rewards_train_nothing(tmp_path: Path) -> None:
     """Answers of one token never hold a digit and an end: with a wrong key all earn 0."""
     model, tokenizer = load()
     rows = dataset(24, seed=2, ops=(2, 6)).map(lambda row: {"answer": "none"})
-    trainer = keep(AnytimeTrainer)(
+    trainer = recorded(AnytimeTrainer)(
         model,
         METHOD,
         make_config(METHOD, tmp_path, {**SETTINGS, "max_steps": 1}, cpu=True),
@@ -259,7 +204,7 @@ def test_equal_rewards_train_nothing(tmp_path: Path) -> None:
         processing_class=tokenizer,
     )
     trainer.train()
-    assert not trainer.gradient.any()
+    assert not trainer.gradients[0].any()
     assert not trainer.batches[0]["advantages"].any()
 
 
@@ -307,7 +252,7 @@ def test_adapters_checkpointing_and_repeated_batches_train_too(tmp_path: Path) -
         "num_iterations": 2,
         "max_steps": 2,
     }
-    trainer = keep(AnytimeTrainer)(
+    trainer = recorded(AnytimeTrainer)(
         model,
         METHOD,
         make_config(METHOD, tmp_path, settings, cpu=True),
@@ -317,7 +262,7 @@ def test_adapters_checkpointing_and_repeated_batches_train_too(tmp_path: Path) -
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
     )
     trainer.train()
-    assert trainer.gradient.norm() > 0
+    assert trainer.gradients[0].norm() > 0
     batch = trainer.batches[0]
     assert batch["old_per_token_logps"].shape == batch["completion_ids"].shape
     probes = [e for e in trainer.tokens.entries if e.note == "probe"]
@@ -328,7 +273,7 @@ def test_adapters_checkpointing_and_repeated_batches_train_too(tmp_path: Path) -
 def test_evaluation_pays_and_packs_as_training_does(tmp_path: Path) -> None:
     model, tokenizer = load()
     settings = {**SETTINGS, "max_steps": 1, "per_device_eval_batch_size": 8}
-    trainer = keep(AnytimeTrainer)(
+    trainer = recorded(AnytimeTrainer)(
         model,
         METHOD,
         make_config(METHOD, tmp_path, settings, cpu=True),
@@ -350,7 +295,7 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Path
     train(METHOD, tmp_path / "part", max_steps=3, save_strategy="steps", save_steps=2)
     model, tokenizer = load()
     config = make_config(METHOD, tmp_path / "part", {**SETTINGS, "max_steps": 3}, cpu=True)
-    rest = keep(AnytimeTrainer)(
+    rest = recorded(AnytimeTrainer)(
         model,
         METHOD,
         config,

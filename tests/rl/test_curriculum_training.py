@@ -32,11 +32,6 @@ BARE: Any = {"budget_in_prompt": False, "fmt": "verifier", "save_per_stage": Fal
 SHRINKING: Any = {"b0": 12, "b_final": 6, "n_decays": 1, "total_steps": 4, "answer_slack": 4}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def trainer(method: Method, folder: Path, **settings: Any) -> BudgetGRPOTrainer:
     model, tokenizer = load()
     return BudgetGRPOTrainer(

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+from recording import Recorder
 from trl import GRPOTrainer
 
-from outlay.rl import BudgetGRPOTrainer, make_config
-from outlay.rl.base import Method, Row
+from outlay.rl import make_config
+from outlay.rl.base import Method
 from outlay.rl.hbpo import HBPO
 from outlay.rl.verifiers import ChainArithVerifier
 from outlay.testbeds.chainarith_rl import BUDGET_TAGS, correct, dataset, load
@@ -25,20 +25,6 @@ SETTINGS = {
     "seed": 5,
 }
 METHOD = HBPO(budgets=(16, 32, 64, 96), n=8, l_max=128, prefix_template=BUDGET_TAGS)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-class Recorder(BudgetGRPOTrainer):
-    batches: list[dict[str, Any]]
-
-    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
-        batch = super()._generate_and_score_completions(inputs)
-        self.batches = [*getattr(self, "batches", []), dict(batch)]
-        return batch
 
 
 def train(method: Method, folder: Path, **settings: Any) -> Recorder:

@@ -219,7 +219,8 @@ def test_the_longest_search_fits_the_window():
 def test_examples_are_held_out_cut_and_labelled(tokenizer):
     from itertools import islice
 
-    from outlay.testbeds.searcher.train import IGNORED, TrainConfig, encode, examples
+    from outlay.testbeds.packing import IGNORED
+    from outlay.testbeds.searcher.train import TrainConfig, encode, examples
 
     config = TrainConfig(primer=20, ramp=100, cut=0.5)
     made = list(islice(examples(config), 400))

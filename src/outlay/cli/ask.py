@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from outlay.budget import Budget, Counts
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 from outlay.errors import InputError
 from outlay.ledger import Ledger
 
@@ -68,7 +68,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
         raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         """Answer one question within a budget, streaming, with the ledger after it."""
         with errors(as_json):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 
 if TYPE_CHECKING:
     from outlay.audit.coin import CoIn, Report
@@ -37,7 +37,7 @@ def audit(
         str | None, typer.Option(help="Environment variable with the provider's key.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Audit bills for hidden reasoning tokens without seeing their text.
 

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Rows = Annotated[
     str | None, typer.Argument(help="Excerpts, .jsonl or .csv; none: the synthetic sample.")
 ]
@@ -40,7 +39,7 @@ def segment(
     model: Annotated[str | None, typer.Option(help="Tag with this trained folder.")] = None,
     min_words: Annotated[int, typer.Option(help="Join shorter paragraphs.")] = 20,
     max_words: Annotated[int, typer.Option(help="Cut longer paragraphs.")] = 120,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Cut a speech into excerpts, and tag them if a trained folder is given."""
     with errors(as_json):
@@ -85,7 +84,7 @@ def train(
     model: Annotated[str | None, typer.Option(help="Encoder: minilm or a folder.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of embed-ft.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a sector identifier, judge it, and save it with its model card."""
     with errors(as_json):
@@ -135,7 +134,7 @@ def evaluate(
         int | None, typer.Option(help="All tokens of one excerpt.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many excerpts.")] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Judge a trained folder on tagged excerpts; with a model, the LLM route and the cascade."""
     with errors(as_json):
@@ -189,7 +188,7 @@ def rank(
     test_from: Annotated[str | None, typer.Option(help="First date of the test.")] = None,
     llm: Annotated[str | None, typer.Option(help="A model for llm-point, -pair, -list.")] = None,
     seed: Annotated[int, typer.Option(help="Of scorers and intervals.")] = 0,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Rank sectors by market reaction, with the level of a random order beside every figure."""
     with errors(as_json):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 
 if TYPE_CHECKING:
     from outlay.models.local import LocalModel
@@ -65,7 +65,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.")] = None,
     seed: Annotated[int, typer.Option(help="Of a made trace.")] = 0,
     save_trace: Annotated[Path | None, typer.Option(help="Write the trace here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Serve one trace under several schedules: TTFT, TBT, throughput, expert traffic.
 

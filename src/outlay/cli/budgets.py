@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from outlay.cli import errors, show_json
-from outlay.cli.keys import ACTOR, AsJson, Config, run, when
+from outlay.cli import AsJson, errors, show_json
+from outlay.cli.keys import ACTOR, Config, run, when
 from outlay.errors import InputError
 
 

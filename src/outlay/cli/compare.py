@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 from outlay.cli.running import (
     Counted,
     Examples,
@@ -58,7 +58,7 @@ def register(app: typer.Typer) -> None:
         workers: Workers = None,
         out: Out = None,
         fresh: Fresh = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         """Find the best way to spend N tokens: methods x budgets on a task's examples.
 

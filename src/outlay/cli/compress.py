@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
         scorer: Annotated[str | None, typer.Option(help="Judges relevance; default model.")] = None,
         language: Annotated[str, typer.Option(help="Default: by the file name.")] = "",
         encoding: Annotated[str | None, typer.Option(help="Default: detected.")] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         """Shorten files to a token budget; the text goes to standard output, the bill to stderr."""
         with errors(as_json):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from outlay import machine
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 
 # extra -> modules that it brings
 EXTRAS = {
@@ -106,7 +106,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def doctor(
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         """Show what is installed and what to do about what is missing."""
         with errors(as_json):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 from outlay.cli.running import (
     Counted,
     Examples,
@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
         workers: Workers = None,
         out: Out = None,
         fresh: Fresh = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         """Evaluate a model on a task: accuracy with its interval, tokens per right answer, traces.
 

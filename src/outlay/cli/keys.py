@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="The gateway's TOML file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ACTOR = "cli"
 
 

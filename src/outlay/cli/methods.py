@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from outlay import registry
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 
 
 def rows(kind: registry.Kind = "methods") -> list[dict[str, str]]:
@@ -70,7 +70,7 @@ def register(app: typer.Typer) -> None:
         verifiers: Annotated[
             bool, typer.Option("--verifiers", help="List verifiers instead.")
         ] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         """List methods (or tasks, or verifiers), or the knobs of one."""
         with errors(as_json):

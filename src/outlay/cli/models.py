@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 
 
 def known() -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
     @group.command("list")
     def list_(
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         """List them and whether they are ready."""
         with errors(as_json):
@@ -62,7 +62,7 @@ def register(app: typer.Typer) -> None:
     @group.command()
     def fetch(
         force: Annotated[bool, typer.Option("--force", help="Build it again.")] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         """Download the embedded model, verify it by checksum and convert it (about a minute)."""
         with errors(as_json):

@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 from outlay.errors import InputError
 
 _LARGEST = 100_000_000  # bytes of a request
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:

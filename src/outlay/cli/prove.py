@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 
 from outlay import registry
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 from outlay.errors import InputError
 from outlay.proofs.base import Proof, Scale
 
@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
         scale: Annotated[str, typer.Option(help="ci (seconds), laptop (minutes) or gpu.")] = "ci",
         seed: Annotated[int, typer.Option(help="Of the experiment.")] = 0,
         out: Annotated[Path, typer.Option(help="Where results go.")] = Path("results/proofs"),
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         """Reproduce a paper's claims at a size that this machine can run."""
         with errors(as_json):

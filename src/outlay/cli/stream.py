@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 from outlay.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
         model: Annotated[str, typer.Option(help="A local model's spec.")] = "embedded",
         window: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 16,
         block: Annotated[int, typer.Option(help="Tokens per line.")] = 1024,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         """Read a text token by token and print perplexity, rows, memory and time per block."""
         with errors(as_json):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outlay.cli import errors, show_json
+from outlay.cli import AsJson, errors, show_json
 from outlay.cli.running import progress_bars
 from outlay.errors import InputError
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from outlay.rl.running import Training
 
 _train = typer.Typer(help="Train models that spend less.", no_args_is_help=True)
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +39,7 @@ def rl(
     seed: Annotated[int | None, typer.Option(help="Of training.")] = None,
     lora: Annotated[int | None, typer.Option(help="Rank of an adapter; 0 for none.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --out.")] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a model under token budgets, and evaluate it at several budgets.
 
@@ -93,7 +92,7 @@ def grid(
     file: Annotated[Path, typer.Argument(help="A TOML grid: methods x seeds.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the store.")] = None,
     processes: Annotated[int, typer.Option(help="Cells at once, one thread each.")] = 1,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train methods x seeds, skip what is stored, and compare them.
 

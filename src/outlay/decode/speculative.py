@@ -14,9 +14,10 @@ import contextlib
 import copy
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from outlay.budget import Budget
 from outlay.decode.rsd.call import RSDResult
@@ -61,8 +62,34 @@ class AssistedResult(Generation):
         return len(self.token_ids) / self.passes if self.passes else 0.0
 
 
+class _InRSD(ABC):
+    """A baseline that is RSD with other knobs."""
+
+    _method: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        self.decoder()
+
+    @abstractmethod
+    def decoder(self) -> RSD:
+        """The RSD that this is."""
+
+    def generate(
+        self,
+        model: Model,
+        prompt: Prompt,
+        budget: Budget | None = None,
+        sampling: SamplingParams = _GREEDY,
+        *,
+        account: Account | None = None,
+    ) -> RSDResult:
+        """Continue `prompt`; see `RSD.generate`."""
+        account = account or Account.open(budget, method=self._method)
+        return self.decoder().generate(model, prompt, budget, sampling, account=account)
+
+
 @dataclass(frozen=True)
-class Speculative:
+class Speculative(_InRSD):
     """Speculative decoding with one chain of draft tokens.
 
     Args:
@@ -75,30 +102,15 @@ class Speculative:
 
     depth: int = 4
     draft: Any = None
-
-    def __post_init__(self) -> None:
-        self.decoder()
+    _method = "speculative"
 
     def decoder(self) -> RSD:
         """The RSD that this is."""
         return RSD(mode="chain", depth=self.depth, draft=self.draft)
 
-    def generate(
-        self,
-        model: Model,
-        prompt: Prompt,
-        budget: Budget | None = None,
-        sampling: SamplingParams = _GREEDY,
-        *,
-        account: Account | None = None,
-    ) -> RSDResult:
-        """Continue `prompt`; see `RSD.generate`."""
-        account = account or Account.open(budget, method="speculative")
-        return self.decoder().generate(model, prompt, budget, sampling, account=account)
-
 
 @dataclass(frozen=True)
-class MultiDraft:
+class MultiDraft(_InRSD):
     """Several draft sequences, drawn independently, verified together.
 
     Args:
@@ -113,31 +125,19 @@ class MultiDraft:
     sequences: int = 4
     depth: int = 3
     draft: Any = None
+    _method = "multi_draft"
 
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise InputError(f"depth={self.depth}; must be >= 1")
         if self.sequences < 1:
             raise InputError(f"sequences={self.sequences}; must be >= 1")
-        self.decoder()
+        super().__post_init__()
 
     def decoder(self) -> RSD:
         """The RSD that this is."""
         branching = (self.sequences, *[1] * (self.depth - 1))
         return RSD(mode="iid_tree", branching=branching, draft=self.draft)
-
-    def generate(
-        self,
-        model: Model,
-        prompt: Prompt,
-        budget: Budget | None = None,
-        sampling: SamplingParams = _GREEDY,
-        *,
-        account: Account | None = None,
-    ) -> RSDResult:
-        """Continue `prompt`; see `RSD.generate`."""
-        account = account or Account.open(budget, method="multi_draft")
-        return self.decoder().generate(model, prompt, budget, sampling, account=account)
 
 
 @dataclass(frozen=True)

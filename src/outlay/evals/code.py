@@ -11,15 +11,14 @@ quality is the target's mean loss in nats per token, because a 135M model rarely
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from outlay.errors import InputError
 from outlay.evals.base import Kind, Problem
+from outlay.evals.checks import check_chars, check_sample, check_whole, choose
 from outlay.evals.metrics import code_lines, edit_similarity, exact_match
 from outlay.evals.pysource import (
     Definition,
@@ -30,65 +29,11 @@ from outlay.evals.pysource import (
     parse_module,
     uses,
 )
+from outlay.evals.sampling import digest, drawn
 from outlay.evals.sources import SourceFile, SourceTree, count_reasons, read_tree
 
 Query = Literal["visible", "hidden"]
 CompletionMetric = Literal["nats per token", "edit similarity", "exact match"]
-
-
-def choose(knob: str, value: str, options: Sequence[str]) -> str:
-    """`value` if it is one of `options` ("_" may stand for a space).
-
-    Raises:
-        InputError: naming the options.
-    """
-    plain = value.replace("_", " ") if isinstance(value, str) else value
-    for option in options:
-        if plain in (option, option.replace("_", " ")):
-            return option
-    raise InputError(f"{knob}={value!r}; choose one of {', '.join(map(repr, options))}")
-
-
-def check_whole(knob: str, value: object, *, least: int | None = None) -> None:
-    """Raise `InputError` unless `value` is an int (no bool), at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{knob}={value!r} is not a whole number; give an int")
-    if least is not None and value < least:
-        raise InputError(f"{knob}={value} is too small; give an int >= {least}")
-
-
-def check_sample(seed: object, n: object) -> None:
-    """Check the arguments of `Task.sample`."""
-    check_whole("seed", seed)
-    check_whole("n", n, least=1)
-
-
-def check_chars(min_chars: int, max_chars: int) -> None:
-    """Check the size limits of a context, in characters."""
-    check_whole("min_chars", min_chars, least=0)
-    check_whole("max_chars", max_chars, least=1)
-    if min_chars > max_chars:
-        raise InputError(
-            f"min_chars={min_chars} is more than max_chars={max_chars}; lower the one or raise "
-            "the other"
-        )
-
-
-def in_turns(streams: Sequence[Sequence[Problem]], n: int) -> Iterator[Problem]:
-    """At most n problems, one from every stream per round: no module dominates a sample."""
-    taken = 0
-    for turn in range(max(map(len, streams), default=0)):
-        for stream in streams:
-            if turn < len(stream):
-                if taken == n:
-                    return
-                taken += 1
-                yield stream[turn]
-
-
-def digest(*parts: str) -> str:
-    """A short content hash for ids."""
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:10]
 
 
 @dataclass(frozen=True)
@@ -127,6 +72,9 @@ class CodeCompletion:
     max_file_bytes: int = 1_000_000
     skip_tests: bool = True
 
+    name: ClassVar[str] = "code-completion"
+    chat: ClassVar[bool] = False  # the prompt is code to go on with
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "query", choose("query", self.query, get_args(Query)))
         metric = choose("metric", self.metric, get_args(CompletionMetric))
@@ -144,19 +92,9 @@ class CodeCompletion:
         check_whole("max_file_bytes", self.max_file_bytes, least=1)
 
     @property
-    def name(self) -> str:
-        """The task's name."""
-        return "code-completion"
-
-    @property
     def kind(self) -> Kind:
         """ "likelihood" for nats per token, else "generation"."""
         return "likelihood" if self.metric == "nats per token" else "generation"
-
-    @property
-    def chat(self) -> bool:
-        """False: the prompt is code to go on with."""
-        return False
 
     @property
     def higher_is_better(self) -> bool:
@@ -181,16 +119,10 @@ class CodeCompletion:
         """
         check_sample(seed, n)
         tree = self.tree()
-        order = list(tree.files)
-        Random(f"code-completion:{seed}").shuffle(order)
-        streams: list[list[Problem]] = []
         refused: list[str] = []
-        for file in order:
-            if len(streams) >= n:  # every stream gives one case in the first round
-                break
-            if cases := self._cases(file, seed, refused):
-                streams.append(cases)
-        problems = list(in_turns(streams, n))
+        problems = drawn(
+            tree.files, f"{self.name}:{seed}", n, lambda file: self._cases(file, seed, refused)
+        )
         if len(problems) < n:
             raise InputError(
                 f"{tree.root} gives {len(problems)} completion cases, {n} wanted; lower n, give a "

@@ -19,12 +19,12 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from random import Random
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from outlay.errors import InputError
 from outlay.evals.answers import extract_choice, final_answer
 from outlay.evals.base import Kind, Problem
-from outlay.evals.code import check_chars, check_sample, check_whole, choose, digest, in_turns
+from outlay.evals.checks import check_chars, check_sample, check_whole, choose
 from outlay.evals.pysource import (
     Definition,
     FunctionNode,
@@ -35,6 +35,7 @@ from outlay.evals.pysource import (
     strip_docstrings,
     uses,
 )
+from outlay.evals.sampling import digest, drawn, in_turns
 from outlay.evals.sources import SourceFile, SourceTree, count_reasons, read_tree
 
 QuestionKind = Literal["search", "default", "constant", "caller"]
@@ -82,6 +83,10 @@ class CodeQA:
     max_file_bytes: int = 1_000_000
     skip_tests: bool = True
 
+    name: ClassVar[str] = "code-qa"
+    metric: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         choose("form", self.form, get_args(Form))
         object.__setattr__(self, "questions", tuple(self.questions))
@@ -95,29 +100,14 @@ class CodeQA:
         check_whole("max_file_bytes", self.max_file_bytes, least=1)
 
     @property
-    def name(self) -> str:
-        """The task's name."""
-        return "code-qa"
-
-    @property
     def kind(self) -> Kind:
         """ "choice" for the choice form, else "generation"."""
         return "choice" if self.form == "choice" else "generation"
 
     @property
-    def metric(self) -> str:
-        """Always "accuracy"."""
-        return "accuracy"
-
-    @property
     def chat(self) -> bool:
         """True where the answer is generated; options are scored after the bare prompt."""
         return self.form == "open"
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Always True."""
-        return True
 
     def tree(self) -> SourceTree:
         """The files that questions are made from, and the skipped ones with the reasons."""
@@ -137,16 +127,10 @@ class CodeQA:
         """
         check_sample(seed, n)
         tree = self.tree()
-        order = list(tree.files)
-        Random(f"code-qa:{seed}").shuffle(order)
-        streams: list[list[Problem]] = []
         refused: list[str] = []
-        for file in order:
-            if len(streams) >= n:
-                break
-            if problems := self._problems(file, seed, refused):
-                streams.append(problems)
-        chosen = list(in_turns(streams, n))
+        chosen = drawn(
+            tree.files, f"{self.name}:{seed}", n, lambda file: self._problems(file, seed, refused)
+        )
         if len(chosen) < n:
             raise InputError(
                 f"{tree.root} gives {len(chosen)} questions, {n} wanted; lower n, give a larger "

@@ -7,17 +7,15 @@ the system can, in memory. It is started on first use and again after a time-out
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import json
-import os
-import queue
-import subprocess
 import sys
 import threading
-from typing import IO, Any
+from functools import cache
+from typing import Any
 
-from outlay.errors import DependencyError, OutlayError
+from outlay.errors import DependencyError
+from outlay.evals.helper import Helper, answering
 
 _START_SECONDS = 60.0
 _MEMORY = 2 << 30  # bytes of address space
@@ -33,9 +31,12 @@ class MathGuard:
     def __init__(self, seconds: float = 5.0) -> None:
         self.seconds = seconds
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
-        self._lines: queue.Queue[str] = queue.Queue()
-        self._owner = 0
+        self._helper = Helper(
+            "outlay.evals.mathguard",
+            (),
+            _START_SECONDS,
+            f"the helper process of math-verify did not start within {_START_SECONDS:g} s",
+        )
 
     def extract(self, text: str) -> str | None:
         """The last mathematical answer in `text` (boxed first); None if there is none."""
@@ -49,80 +50,30 @@ class MathGuard:
     def close(self) -> None:
         """End the helper process."""
         with self._lock:
-            self._stop()
+            self._helper.stop()
 
     def _ask(self, request: dict[str, str]) -> object:
+        _check_installed()
         with self._lock:
-            if (
-                self._process is None
-                or self._owner != os.getpid()
-                or self._process.poll() is not None
-            ):
-                self._start()
-            process = self._process
-            assert process is not None
-            assert process.stdin is not None
-            try:
-                process.stdin.write(json.dumps(request) + "\n")
-                process.stdin.flush()
-                line = self._lines.get(timeout=self.seconds)
-            except (queue.Empty, OSError):
-                line = ""
-            if not line:  # too slow, or the process ended (out of memory)
-                self._stop()
-                return None
-            return json.loads(line)
-
-    def _start(self) -> None:
-        if importlib.util.find_spec("math_verify") is None:
-            raise DependencyError(
-                "mathematical answers need math-verify; pip install 'outlay[eval]'"
-            )
-        process = subprocess.Popen(
-            [sys.executable, "-m", "outlay.evals.mathguard"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-        )
-        lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=_pump, args=(process.stdout, lines), daemon=True).start()
-        self._process, self._lines, self._owner = process, lines, os.getpid()
-        atexit.register(process.kill)
-        try:
-            ready = lines.get(timeout=_START_SECONDS)
-        except queue.Empty:
-            ready = ""
-        if not ready:
-            self._stop()
-            raise OutlayError(
-                f"the helper process of math-verify did not start within {_START_SECONDS:g} s; "
-                "check that `python -m outlay.evals.mathguard` runs"
-            )
-
-    def _stop(self) -> None:
-        if self._process is not None and self._owner == os.getpid():
-            self._process.kill()
-            self._process.wait()
-            atexit.unregister(self._process.kill)
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream is not None:
-                    stream.close()
-        self._process = None
+            return self._helper.ask(request, self.seconds)
 
 
-def _pump(stream: IO[str], lines: queue.Queue[str]) -> None:
-    try:
-        for line in stream:
-            lines.put(line)
-    except ValueError:  # closed by _stop
-        pass
-    lines.put("")
+@cache
+def _check_installed() -> None:
+    if importlib.util.find_spec("math_verify") is None:
+        raise DependencyError("mathematical answers need math-verify; pip install 'outlay[eval]'")
 
 
 GUARD = MathGuard()
 """The guard that `outlay.evals.answers` uses."""
+
+
+def equal(gold: str, answer: str) -> bool:
+    """math-verify's judgement in this process, gold first: the comparison is not symmetric."""
+    from math_verify import verify
+
+    expected, given = _parse(gold), _parse(answer)
+    return bool(expected and given and verify(expected, given, timeout_seconds=None))
 
 
 def _parse(text: str) -> list[Any]:
@@ -139,25 +90,17 @@ def _parse(text: str) -> list[Any]:
 
 
 def _answer(request: dict[str, str]) -> object:
-    from math_verify import parse, verify
+    from math_verify import parse
 
     if request["op"] == "extract":
         found = parse(request["text"], parsing_timeout=None)
         return str(found[-1]) if found else None
-    gold, answer = _parse(request["gold"]), _parse(request["answer"])
-    # Gold first: the library's comparison is not symmetric.
-    return bool(gold and answer and verify(gold, answer, timeout_seconds=None))
+    return equal(request["gold"], request["answer"])
 
 
 def _serve() -> None:
     """Answer requests, one JSON line each, until standard input ends."""
-    out, sys.stdout = sys.stdout, sys.stderr  # libraries that print must not break the protocol
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    except (ImportError, ValueError, OSError):
-        pass  # a system without such limits: the time limit remains
+    out = answering(_MEMORY)
     import math_verify  # noqa: F401
 
     print("ready", file=out, flush=True)

@@ -19,14 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from outlay.errors import DependencyError, InputError
 from outlay.evals.answers import after_answer, extract_number, final_answer
 from outlay.evals.base import Kind, Problem
-from outlay.evals.code import check_sample
+from outlay.evals.checks import check_sample
 
 RIGHT = 1.0 - 1e-6
 """Scores from here on count as right."""
@@ -55,6 +55,11 @@ class ReasoningGym:
     options: Mapping[str, Any] = field(default_factory=dict)
     instruction: str = 'End with a line "Answer:" followed by the answer only.'
 
+    kind: ClassVar[Kind] = "generation"
+    metric: ClassVar[str] = "accuracy"
+    chat: ClassVar[bool] = True  # the prompt is a question
+    higher_is_better: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         names = datasets()
         if self.dataset not in names:
@@ -82,26 +87,6 @@ class ReasoningGym:
     def name(self) -> str:
         """ "reasoning-gym/" and the data set."""
         return f"reasoning-gym/{self.dataset}"
-
-    @property
-    def kind(self) -> Kind:
-        """Always "generation"."""
-        return "generation"
-
-    @property
-    def metric(self) -> str:
-        """Always "accuracy"."""
-        return "accuracy"
-
-    @property
-    def chat(self) -> bool:
-        """True: the prompt is a question."""
-        return True
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Always True."""
-        return True
 
     def sample(self, seed: int, n: int) -> list[Problem]:
         """`n` problems."""

@@ -20,13 +20,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from outlay.errors import InputError
 from outlay.evals.answers import final_answer
 from outlay.evals.base import Kind, Problem
-from outlay.evals.code import check_chars, check_sample, check_whole, choose, digest, in_turns
+from outlay.evals.checks import check_chars, check_sample, check_whole, choose
 from outlay.evals.metrics import answer_contains, answer_exact, answer_f1, normalise_answer
+from outlay.evals.sampling import digest, drawn
 from outlay.evals.sources import count_reasons, unix
 from outlay.files import PROSE, read_text
 
@@ -84,6 +85,11 @@ class RetrievalQA:
     max_files: int = 5_000
     max_file_bytes: int = 5_000_000
 
+    name: ClassVar[str] = "retrieval-qa"
+    kind: ClassVar[Kind] = "generation"
+    chat: ClassVar[bool] = True  # the prompt is a question
+    higher_is_better: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "metric", choose("metric", self.metric, get_args(AnswerMetric)))
         check_chars(self.min_chars, self.max_chars)
@@ -91,26 +97,6 @@ class RetrievalQA:
         check_whole("max_file_bytes", self.max_file_bytes, least=1)
         if self.questions is not None and self.path is None:
             raise InputError("questions= names documents below path=; give path= as well")
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        return "retrieval-qa"
-
-    @property
-    def kind(self) -> Kind:
-        """Always "generation"."""
-        return "generation"
-
-    @property
-    def chat(self) -> bool:
-        """True: the prompt is a question."""
-        return True
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Always True."""
-        return True
 
     def documents(self) -> tuple[list[Document], dict[str, str]]:
         """The usable documents, sorted by name, and the skipped files with the reasons.
@@ -164,27 +150,22 @@ class RetrievalQA:
         return _MEASURES[self.metric](problem.answer, given)
 
     def _made(self, documents: list[Document], seed: int, n: int) -> list[Problem]:
-        order = list(documents)
-        Random(f"retrieval-qa:{seed}").shuffle(order)
-        streams: list[list[Problem]] = []
-        for document in order:
-            if len(streams) >= n:
-                break
+        def gapped(document: Document) -> list[Problem]:
             gaps = list(_gaps(document))
             Random(f"{seed}:{document.name}").shuffle(gaps)
             made = [
                 self._problem(documents, document, question, answer, span, seed)
                 for question, answer, span in gaps
             ]
-            if kept := [problem for problem in made if problem is not None]:
-                streams.append(kept)
-        return list(in_turns(streams, n))
+            return [problem for problem in made if problem is not None]
+
+        return drawn(documents, f"{self.name}:{seed}", n, gapped)
 
     def _given(self, documents: list[Document], seed: int, n: int) -> list[Problem]:
         assert self.questions is not None
         by_name = {document.name: document for document in documents}
         rows = _read_questions(Path(self.questions), by_name)
-        Random(f"retrieval-qa:{seed}").shuffle(rows)
+        Random(f"{self.name}:{seed}").shuffle(rows)
         problems = []
         for question, answer, name in rows:
             document = by_name[name]

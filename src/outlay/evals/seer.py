@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from outlay.errors import InputError
 from outlay.evals.base import Kind, Problem
@@ -37,6 +37,11 @@ class SeerScenes:
     kinds: str = ""
     objects: int | None = None
 
+    kind: ClassVar[Kind] = "vision"
+    metric: ClassVar[str] = "accuracy"
+    chat: ClassVar[bool] = False  # the seer continues its question
+    higher_is_better: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.size not in SINGLE:
             raise InputError(f"size={self.size!r}; choose one of {', '.join(SINGLE)}")
@@ -49,26 +54,6 @@ class SeerScenes:
     def name(self) -> str:
         """Of the task."""
         return "seer" if self.size == "S" else f"seer-{self.size}"
-
-    @property
-    def kind(self) -> Kind:
-        """Always "vision"."""
-        return "vision"
-
-    @property
-    def metric(self) -> str:
-        """Of the quality."""
-        return "accuracy"
-
-    @property
-    def higher_is_better(self) -> bool:
-        """More right answers are better."""
-        return True
-
-    @property
-    def chat(self) -> bool:
-        """The seer continues its question."""
-        return False
 
     def _kinds(self) -> tuple[str, ...]:
         from outlay.testbeds.seer.questions import ONE_TOKEN

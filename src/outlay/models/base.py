@@ -375,6 +375,18 @@ class TokenLosses:
         return len(self.token_ids)
 
 
+def first_characters(texts: Sequence[str], keep_from: Sequence[int] | None) -> list[int]:
+    """Where the losses of each text begin: `keep_from`, or everywhere at 0.
+
+    Raises:
+        InputError: unless `keep_from` has one entry a text.
+    """
+    starts = [0] * len(texts) if keep_from is None else list(keep_from)
+    if len(starts) != len(texts):
+        raise InputError(f"keep_from has {len(starts)} entries for {len(texts)} texts")
+    return starts
+
+
 @runtime_checkable
 class Scorer(Protocol):
     """A model that can say how likely given text is."""

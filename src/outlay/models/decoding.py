@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from outlay.errors import InputError
+from outlay.models import pending
 from outlay.models.base import Account, Branch, Finish, Gauges, Hold, SamplingParams, Trail
-from outlay.models.kv import Segment, columns, segment
+from outlay.models.kv import Segment, branch_name, columns, segment
 from outlay.models.sampling import StopMatcher, pick, stream
 from outlay.models.trail import Pace, Walk, walk_of
 
@@ -106,7 +107,7 @@ class Run:
         capped = spread if self.ceiling is None else [min(w, self.ceiling) for w in spread]
         hold = account.hold(
             capped,
-            flops_fixed=model.pending_flops(self.branches),
+            flops_fixed=pending.most_flops(model, self.branches),
             flops_per_token=model.flops(1, longest + max(wants, default=0)),
         )
         rows = []
@@ -307,8 +308,6 @@ class Run:
         return row.tokens[: len(row.tokens) - self._matcher(row.sampling).overlap(row.tokens)]
 
     def _finish(self, rows: list[_Row], hold: Hold, seconds: float) -> None:
-        from outlay.models.local import _name
-
         sampled = sum(len(row.tokens) for row in rows)
         spent, extra = 0.0, self._prefilled
         made: list[Branch] = []
@@ -320,7 +319,7 @@ class Run:
             if not kept:  # nothing follows the parent: its next logits are this branch's
                 segment_.next_logits_V = segment(row.parent).next_logits_V
             child = Branch(
-                _name(),
+                branch_name(),
                 row.parent,
                 tuple(kept),
                 self._text(row),

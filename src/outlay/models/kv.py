@@ -9,6 +9,7 @@ Shapes: B rows, H key/value heads, T time, D head size, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from outlay.errors import CapabilityError
 from outlay.models.base import Branch
 from outlay.models.trail import Walk
+
+_NUMBER = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,11 @@ class Segment:
         self.keys_HTD, self.values_HTD = [], []
         self.next_logits_V = self.walk = None
         self.released = True
+
+
+def branch_name() -> str:
+    """A name that no other local branch of this process has."""
+    return f"b{next(_NUMBER)}"
 
 
 def segment(branch: Branch) -> Segment:

@@ -11,15 +11,12 @@ Shapes: B rows, T time, C hidden size, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-import inspect
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -27,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from outlay.budget import Budget
 from outlay.cost import ModelShape
 from outlay.errors import CapabilityError, InputError, ModelError, OutlayError
-from outlay.models import decoding, scoring
+from outlay.models import decoding, pending, scoring
 from outlay.models import trail as trails
 from outlay.models.base import (
     Account,
@@ -36,7 +33,6 @@ from outlay.models.base import (
     Chunk,
     Float32Array,
     Generation,
-    Hold,
     Message,
     Prompt,
     SamplingParams,
@@ -44,12 +40,13 @@ from outlay.models.base import (
     Trail,
     elapsed,
 )
-from outlay.models.kv import Segment, columns, gather, probe_layout, segment
+from outlay.models.booking import book_pass, given_back
+from outlay.models.kv import Segment, branch_name, segment
+from outlay.models.network import Network
 
 Mode = Literal["exact", "fast"]
 
 _GREEDY = SamplingParams()
-_ids = itertools.count()
 
 
 def choose_device(device: str | None = None) -> torch.device:
@@ -111,19 +108,8 @@ class LocalModel:
             min_tokens=True,
         )
         self.computed_tokens = 0  # real token positions fed to the network so far
-        self._lm_head = self.model.get_output_embeddings()
         self.eos_ids = self._find_eos()
-        self._split = self._can_split()
-        with torch.inference_mode():
-            body = self.model.base_model if self._split else self.model
-            self._layout = probe_layout(body, self.device, self.name)
-        self._row_bytes = sum(
-            (each.key_heads * each.key_dim + each.value_heads * each.value_dim)
-            * each.dtype.itemsize
-            for each in self._layout
-        )
-        taken = inspect.signature(body.forward).parameters
-        self._takes_positions = "position_ids" in taken  # ALiBi models count the mask instead
+        self.network = Network(self.model, self.name)
 
     @classmethod
     def load(
@@ -249,19 +235,11 @@ class LocalModel:
         ids = self.prompt_ids(prompt, assistant_prefix)
         flops = self.flops(len(ids), logits_rows=1)
         hold = account.hold([], prompt=len(ids), flops_fixed=flops)
-        with _given_back(account, hold):
-            root = Branch(_name(), None, tuple(ids), "", "open", handle=Segment())
+        with given_back(account, hold):
+            root = Branch(branch_name(), None, tuple(ids), "", "open", handle=Segment())
             self.materialise([root])
-        account.settle(hold, 0, flops=flops)
-        account.ledger.record(
-            account.stage,
-            account.role,
-            prompt_new=len(ids),
-            branch=root.id,
-            method=account.method,
-            seconds=elapsed(start),
-            flops=flops,
-        )
+        seconds = elapsed(start)
+        book_pass(account, hold, seconds=seconds, flops=flops, prompt=len(ids), branch=root.id)
         return root
 
     def append(
@@ -289,7 +267,7 @@ class LocalModel:
         text = self.tail_text(branch, ids)
         state = Segment(walk=walk)
         child = Branch(
-            _name(), branch, tuple(ids), text, "forced", depth=branch.depth + 1, handle=state
+            branch_name(), branch, tuple(ids), text, "forced", depth=branch.depth + 1, handle=state
         )
         account.settle(hold, 0)
         account.ledger.record(
@@ -336,19 +314,14 @@ class LocalModel:
         for branch in branches:
             self._check(branch, finished_ok=True)
             trails.need(branch)
-        hold = account.hold([], flops_fixed=self.pending_flops(branches))
-        with _given_back(account, hold):
+        hold = account.hold([], flops_fixed=pending.most_flops(self, branches))
+        with given_back(account, hold):
             flops = self.materialise(branches)
-        account.settle(hold, 0, flops=flops)
         if flops:
-            account.ledger.record(
-                account.stage,
-                account.role,
-                branch=branches[0].id,
-                method=account.method,
-                seconds=elapsed(start),
-                flops=flops,
-            )
+            seconds = elapsed(start)
+            book_pass(account, hold, seconds=seconds, flops=flops, branch=branches[0].id)
+        else:
+            account.settle(hold, 0)
         return [trails.means(branch) for branch in branches]
 
     def score(
@@ -379,9 +352,9 @@ class LocalModel:
         path = branch.lineage()
         past = sum(len(b.token_ids) for b in path)
         flops = self.flops(width - 1, past, batch=len(rows))
-        fixed = self.pending_flops([branch]) + flops
+        fixed = pending.most_flops(self, [branch]) + flops
         hold = account.hold([], prompt=total, flops_fixed=fixed)
-        with _given_back(account, hold):
+        with given_back(account, hold):
             flops += self.materialise([branch])
             logits_V = segment(branch).next_logits_V
             assert logits_V is not None
@@ -391,23 +364,16 @@ class LocalModel:
                 ids_BT = torch.zeros((len(rows), width), dtype=torch.long)
                 for i, row in enumerate(rows):
                     ids_BT[i, : len(row)] = torch.tensor(row)
-                logits_BTV = self._forward(ids_BT[:, :-1].to(self.device), [path] * len(rows))
+                ids_BT = ids_BT[:, :-1].to(self.device)
+                logits_BTV = self.network.all_logits(ids_BT, [path] * len(rows))
                 logprobs_BTV = logits_BTV.float().log_softmax(-1)
                 for i, row in enumerate(rows):
                     results[i] += [
                         float(logprobs_BTV[i, t - 1, row[t]]) for t in range(1, len(row))
                     ]
                 self.computed_tokens += total - len(rows)
-        account.settle(hold, 0, flops=flops)
-        account.ledger.record(
-            account.stage,
-            account.role,
-            prompt_new=total,
-            branch=branch.id,
-            method=account.method,
-            seconds=elapsed(start),
-            flops=flops,
-        )
+        seconds = elapsed(start)
+        book_pass(account, hold, seconds=seconds, flops=flops, prompt=total, branch=branch.id)
         return [tuple(row) for row in results]
 
     def release(self, branch: Branch) -> None:
@@ -461,13 +427,12 @@ class LocalModel:
                 child.finish,
                 account.ledger,
                 child.logprobs,
-                run.gauges(began, self._row_bytes),
+                run.gauges(began, self.network.row_bytes),
             ),
         )
 
     # -- scoring --------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def losses(
         self,
         texts: Sequence[str],
@@ -476,67 +441,7 @@ class LocalModel:
         account: Account | None = None,
     ) -> list[TokenLosses]:
         """Per-token losses of every text, batched by length; see `Scorer.losses`."""
-        account = account or Account(role="scorer")
-        start = time.perf_counter()
-        starts = [0] * len(texts) if keep_from is None else list(keep_from)
-        if len(starts) != len(texts):
-            raise InputError(f"keep_from has {len(starts)} entries for {len(texts)} texts")
-        if not texts:
-            return []
-        encoded = self.tokenizer(
-            list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        rows: list[list[int]] = encoded["input_ids"]
-        offsets = [np.asarray(o, dtype=np.int64).reshape(-1, 2) for o in encoded["offset_mapping"]]
-        for index, row in enumerate(rows):
-            if len(row) > self.context_length:
-                raise InputError(
-                    f"text {index} has {len(row)} tokens, the window of {self.name} is "
-                    f"{self.context_length}; split it or cut its left"
-                )
-        firsts = [
-            int(np.searchsorted(offset[:, 1], first, side="right"))
-            for offset, first in zip(offsets, starts, strict=True)
-        ]
-        lengths = [len(row) for row in rows]
-        total = sum(lengths)
-        flops = sum(
-            self.flops(t, logits_rows=max(0, t - max(1, f)))
-            for t, f in zip(lengths, firsts, strict=True)
-            if t
-        )
-        hold = account.hold([], prompt=total, flops_fixed=flops)
-        nll: list[Any] = [np.empty(0)] * len(rows)
-        filled = [i for i, t in enumerate(lengths) if t]
-        with _given_back(account, hold):
-            for group in scoring.batches(
-                [lengths[i] for i in filled], max_tokens=self.max_score_tokens
-            ):
-                chosen = [filled[g] for g in group]
-                scored = scoring.batch_losses(
-                    self._body,
-                    self._head,
-                    [rows[i] for i in chosen],
-                    [firsts[i] for i in chosen],
-                    pad=0,
-                    device=self.device,
-                )
-                for i, values in zip(chosen, scored, strict=True):
-                    nll[i] = values
-                self.computed_tokens += sum(lengths[i] for i in chosen)
-        account.settle(hold, 0, flops=flops)
-        account.ledger.record(
-            account.stage,
-            account.role,
-            prompt_new=total,
-            method=account.method,
-            seconds=elapsed(start),
-            flops=flops,
-        )
-        return [
-            TokenLosses(np.asarray(row, dtype=np.int64), offset[:, 0], offset[:, 1], values)
-            for row, offset, values in zip(rows, offsets, nll, strict=True)
-        ]
+        return scoring.losses(self, texts, keep_from, account or Account(role="scorer"))
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -559,12 +464,6 @@ class LocalModel:
             return 0.0
         return float(self.shape.flops(new, past, logits_rows=logits_rows, batch=batch))
 
-    def pending_flops(self, branches: Sequence[Branch]) -> float:
-        """At most what `materialise` will spend: every pending token as if it came last."""
-        pending = {b.id: _pending(b) for leaf in branches for b in leaf.lineage()}
-        stale = sum(_stale(leaf) for leaf in branches)
-        return (sum(pending.values()) + stale) * self.flops(1, self._longest(branches))
-
     def _check_ids(self, ids: Sequence[int]) -> None:
         wrong = next((i for i in ids if not 0 <= i < self.vocabulary), None)
         if wrong is not None:
@@ -584,81 +483,13 @@ class LocalModel:
         if branch.finish == "eos" and not finished_ok:
             raise InputError(f"branch {branch.id} ended with end-of-text; it cannot be extended")
 
-    @torch.inference_mode()
     def materialise(self, branches: Sequence[Branch]) -> float:
         """Compute the KV of all pending tokens on the branches' paths, each token once.
 
         Returns:
             FLOPs spent.
         """
-        leaves = list({b.id: b for b in branches}.values())
-        paths = {leaf.id: leaf.lineage() for leaf in leaves}
-        uses: dict[str, int] = {}
-        for path in paths.values():
-            for branch in path:
-                if _pending(branch):
-                    uses[branch.id] = uses.get(branch.id, 0) + 1
-        shared = {b.id: b for path in paths.values() for b in path if uses.get(b.id, 0) > 1}
-        spent = 0.0
-        if shared:  # first what several paths need, so that nothing is computed twice
-            spent += self.materialise(_deepest(list(shared.values())))
-        todo = [leaf for leaf in leaves if _pending(leaf) or _stale(leaf)]
-        room = max((len(p) for p in map(_pending_ids, todo)), default=0)
-        step = max(1, self.max_batch_tokens // (room + self._longest(todo) or 1))
-        for at in range(0, len(todo), step):
-            spent += self._fill(todo[at : at + step])
-        return spent
-
-    def _longest(self, branches: Sequence[Branch]) -> int:
-        return max((sum(len(b.token_ids) for b in x.lineage()) for x in branches), default=0)
-
-    def _fill(self, leaves: Sequence[Branch]) -> float:
-        paths = [leaf.lineage() for leaf in leaves]
-        fresh = [_pending_ids(leaf) for leaf in leaves]
-        width = max(map(len, fresh))
-        ids_BT = torch.zeros((len(leaves), width), dtype=torch.long)
-        for i, row in enumerate(fresh):
-            ids_BT[i, : len(row)] = torch.tensor(row)
-        cache, past = self.gather(paths, width)
-        widest = max(past)
-        self.computed_tokens += sum(map(len, fresh))
-        missing = [[_pending(branch) for branch in path] for path in paths]
-        with self._absorbing(paths, missing, width):
-            hidden_BTC = self._through(ids_BT.to(self.device), cache, past)
-        # What comes next is kept for every branch that ends here, not for the leaves alone: the
-        # branches on the way may be extended later, and must not be fed again for it.
-        ends = [_ends(path, fed) for path, fed in zip(paths, missing, strict=True)]
-        rows = [i for i, each in enumerate(ends) for _ in each]
-        places = [place for each in ends for _, place in each]
-        logits_NV = self._head(hidden_BTC[rows, places])
-        for logits_V, (branch, _) in zip(logits_NV, itertools.chain(*ends), strict=True):
-            segment(branch).next_logits_V = logits_V.clone()
-        for i, (path, each) in enumerate(zip(paths, missing, strict=True)):
-            at = widest
-            for branch, fed in zip(path, each, strict=True):
-                if fed:
-                    segment(branch).append(*columns(cache, i, at, at + fed))
-                    at += fed
-        return sum(
-            self.flops(len(f), p, logits_rows=len(e))
-            for f, p, e in zip(fresh, past, ends, strict=True)
-        )
-
-    @contextlib.contextmanager
-    def _absorbing(
-        self, paths: Sequence[Sequence[Branch]], missing: Sequence[Sequence[int]], width: int
-    ) -> Iterator[None]:
-        """The pass inside is taken in by the trails of the paths' branches, where there are any."""
-        rows = [trails.pieces(*each) for each in zip(paths, missing, strict=True)]
-        chosen = tuple(sorted({n for row in rows for piece in row for n in piece.walk.layers}))
-        if not chosen:
-            yield
-            return
-        with self.watch(chosen) as watch:
-            watch.weights_BPT = trails.weights(rows, width, self.device)
-            yield
-            for path, row, sums_PLC in zip(paths, rows, watch.take(), strict=True):
-                trails.absorb(path, row, sums_PLC, chosen)
+        return pending.materialise(self, branches)
 
     def watch(self, layers: tuple[int, ...]) -> contextlib.AbstractContextManager[trails.Watch]:
         """Hooks on these decoder layers, in place inside the context."""
@@ -681,61 +512,13 @@ class LocalModel:
 
     def gather(self, paths: Sequence[Sequence[Branch]], room: int) -> tuple[Any, list[int]]:
         """A batch cache of the paths' KV with `room` columns to grow; see `kv.gather`."""
-        return gather(paths, room, layout=self._layout, device=self.device)
+        return self.network.gather(paths, room)
 
     def logits(
-        self,
-        ids_BT: torch.Tensor,
-        cache: Any,
-        past: Sequence[int],
-        last_B: torch.Tensor,
+        self, ids_BT: torch.Tensor, cache: Any, past: Sequence[int], last_B: torch.Tensor
     ) -> torch.Tensor:
         """Feed ids behind a gathered cache; logits_BV after each row's position `last_B`."""
-        hidden_BTC = self._through(ids_BT, cache, past)
-        rows_B = torch.arange(len(last_B), device=self.device)
-        return self._head(hidden_BTC[rows_B, last_B])
-
-    def _through(self, ids_BT: torch.Tensor, cache: Any, past: Sequence[int]) -> torch.Tensor:
-        """Hidden states behind a gathered cache whose rows hold `past[b]` real columns."""
-        filled, width = cache.get_seq_length(), ids_BT.shape[1]
-        position_BT = torch.tensor(list(past), device=self.device)[:, None] + torch.arange(
-            width, device=self.device
-        )
-        mask_BT = None
-        if min(past) < filled:
-            mask_BT = torch.ones((len(past), filled + width), dtype=torch.long, device=self.device)
-            for row, real in enumerate(past):
-                mask_BT[row, : filled - real] = 0
-        where = {"position_ids": position_BT} if self._takes_positions else {}
-        return self._body(ids_BT, cache=cache, attention_mask=mask_BT, **where)
-
-    def _forward(self, ids_BT: torch.Tensor, paths: Sequence[Sequence[Branch]]) -> torch.Tensor:
-        with torch.inference_mode():
-            cache, past = self.gather(paths, ids_BT.shape[1])
-            return self._head(self._through(ids_BT, cache, past))
-
-    def _body(self, ids_BT: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """What `_head` maps to logits: hidden states, or the logits themselves if not separable."""
-        if not self._split:
-            return cast(
-                torch.Tensor, self.model(ids_BT, use_cache="cache" in kwargs, **kwargs).logits
-            )
-        out = self.model.base_model(ids_BT, use_cache="cache" in kwargs, **kwargs)
-        return cast(torch.Tensor, out.last_hidden_state)
-
-    def _head(self, hidden_NC: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self._lm_head(hidden_NC)) if self._split else hidden_NC
-
-    @torch.inference_mode()
-    def _can_split(self) -> bool:
-        """True if logits are exactly head(base(x)): no scaling or soft-capping in between."""
-        soft = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        if self._lm_head is None or soft:  # capping hardly shows on the probe's small logits
-            return False
-        ids_BT = torch.tensor([[0, 1, 2]], device=self.device) % self.vocabulary
-        whole = self.model(ids_BT, use_cache=False).logits
-        parts = self._lm_head(self.model.base_model(ids_BT, use_cache=False).last_hidden_state)
-        return bool(torch.allclose(whole, parts, rtol=1e-5, atol=1e-5))
+        return self.network.logits(ids_BT, cache, past, last_B)
 
     def _find_eos(self) -> frozenset[int]:
         found: set[int] = set()
@@ -743,48 +526,3 @@ class LocalModel:
             eos = getattr(source, "eos_token_id", None)
             found.update([eos] if isinstance(eos, int) else eos or [])
         return frozenset(found)
-
-
-@contextlib.contextmanager
-def _given_back(account: Account, hold: Hold) -> Iterator[None]:
-    """A call that fails is in no ledger, so the meter must not count it either."""
-    try:
-        yield
-    except BaseException:
-        account.settle(hold, -hold.fixed)
-        raise
-
-
-def _name() -> str:
-    return f"b{next(_ids)}"
-
-
-def _pending(branch: Branch) -> int:
-    return len(branch.token_ids) - segment(branch).length
-
-
-def _stale(branch: Branch) -> bool:
-    return segment(branch).next_logits_V is None
-
-
-def _pending_ids(leaf: Branch) -> list[int]:
-    """The tokens to feed so that the leaf's KV is complete and its next logits are known."""
-    return [t for b in leaf.lineage() for t in b.token_ids[segment(b).length :]]
-
-
-def _ends(path: Sequence[Branch], fed: Sequence[int]) -> list[tuple[Branch, int]]:
-    """The branches of a path whose last token is fed now, and its place among the fed tokens."""
-    found, at = [], 0
-    for branch, size in zip(path, fed, strict=True):
-        at += size
-        if size:
-            found.append((branch, at - 1))
-    if not fed[-1]:  # an empty leaf: what comes next is what follows the last token of its path
-        found.append((path[-1], at - 1))
-    return found
-
-
-def _deepest(branches: list[Branch]) -> list[Branch]:
-    """Those of `branches` that are no ancestor of another one."""
-    inner = {a.id for b in branches for a in b.lineage()[:-1]}
-    return [b for b in branches if b.id not in inner]

@@ -10,8 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from outlay.errors import InputError
-from outlay.models.base import Account, Scorer, TokenLosses
+from outlay.models.base import Account, Scorer, TokenLosses, first_characters
 
 
 class MemoScorer:
@@ -44,10 +43,7 @@ class MemoScorer:
     ) -> list[TokenLosses]:
         """As `Scorer.losses`; texts seen before cost nothing."""
         account = account or Account(role="scorer")
-        starts = [0] * len(texts) if keep_from is None else list(keep_from)
-        if len(starts) != len(texts):
-            raise InputError(f"keep_from has {len(starts)} entries for {len(texts)} texts")
-        keys = list(zip(texts, starts, strict=True))
+        keys = list(zip(texts, first_characters(texts, keep_from), strict=True))
         with self._lock:
             known = {key: self._memory[key] for key in keys if key in self._memory}
             for key in known:

@@ -9,13 +9,20 @@ Shapes: B rows, T time, C hidden size, N scored positions, V vocabulary.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from outlay.models.base import FloatArray
+from outlay.errors import InputError
+from outlay.models.base import Account, FloatArray, TokenLosses, elapsed, first_characters
+from outlay.models.booking import book_pass, given_back
+
+if TYPE_CHECKING:
+    from outlay.models.local import LocalModel
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -94,3 +101,63 @@ def batch_losses(
         for (i, t), value in zip(where, values_N, strict=True):
             results[i][t] = value
     return results
+
+
+@torch.inference_mode()
+def losses(
+    model: LocalModel, texts: Sequence[str], keep_from: Sequence[int] | None, account: Account
+) -> list[TokenLosses]:
+    """Per-token losses of every text under a local model, batched by length; see `Scorer.losses`.
+
+    Raises:
+        InputError: if a text is longer than the model's window, or `keep_from` has not one entry a
+            text.
+    """
+    start = time.perf_counter()
+    starts = first_characters(texts, keep_from)
+    if not texts:
+        return []
+    encoded = model.tokenizer(
+        list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
+    rows: list[list[int]] = encoded["input_ids"]
+    offsets = [np.asarray(o, dtype=np.int64).reshape(-1, 2) for o in encoded["offset_mapping"]]
+    for index, row in enumerate(rows):
+        if len(row) > model.context_length:
+            raise InputError(
+                f"text {index} has {len(row)} tokens, the window of {model.name} is "
+                f"{model.context_length}; split it or cut its left"
+            )
+    firsts = [
+        int(np.searchsorted(offset[:, 1], first, side="right"))
+        for offset, first in zip(offsets, starts, strict=True)
+    ]
+    lengths = [len(row) for row in rows]
+    total = sum(lengths)
+    flops = sum(
+        model.flops(t, logits_rows=max(0, t - max(1, f)))
+        for t, f in zip(lengths, firsts, strict=True)
+        if t
+    )
+    hold = account.hold([], prompt=total, flops_fixed=flops)
+    nll: list[Any] = [np.empty(0)] * len(rows)
+    filled = [i for i, t in enumerate(lengths) if t]
+    with given_back(account, hold):
+        for group in batches([lengths[i] for i in filled], max_tokens=model.max_score_tokens):
+            chosen = [filled[g] for g in group]
+            scored = batch_losses(
+                model.network.body,
+                model.network.head,
+                [rows[i] for i in chosen],
+                [firsts[i] for i in chosen],
+                pad=0,
+                device=model.device,
+            )
+            for i, values in zip(chosen, scored, strict=True):
+                nll[i] = values
+            model.computed_tokens += sum(lengths[i] for i in chosen)
+    book_pass(account, hold, seconds=elapsed(start), flops=flops, prompt=total)
+    return [
+        TokenLosses(np.asarray(row, dtype=np.int64), offset[:, 0], offset[:, 1], values)
+        for row, offset, values in zip(rows, offsets, nll, strict=True)
+    ]

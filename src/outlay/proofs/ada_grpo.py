@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from outlay.models import store
 from outlay.proofs import ada_grpo_real, rl_figure
 from outlay.proofs.ada_grpo_consensus import consensus
 from outlay.proofs.ada_grpo_runs import (
@@ -27,14 +26,13 @@ from outlay.proofs.ada_grpo_runs import (
     LENGTH,
     MAIN,
     PLAIN,
-    Runs,
     cells,
     scaled,
 )
 from outlay.proofs.base import Check, Progress, ProofResult, Scale, silent
-from outlay.proofs.rl_beside import at_first_rate, beside, first, peer
-from outlay.rl.grid import run as run_cells
-from outlay.rl.grid_compare import by_label, mean, points, versus
+from outlay.proofs.rl_beside import SEEDS, at_first_rate, beside, finished, first, home, peer
+from outlay.proofs.rl_figure import Runs
+from outlay.rl.grid_compare import mean, points, versus
 from outlay.rl.grid_results import CellResult
 from outlay.rl.running_tasks import ChainTask
 
@@ -42,8 +40,6 @@ KEPT, SHARE = 2, 0.10  # formats that keep this share of sampled answers
 SAVED, LOST = 0.20, 0.02  # tokens fewer than GRPO's, accuracy given up at most
 STEPWISE = ("short", "code", "long")
 CI_STEPS = 4
-
-SEEDS: Mapping[Scale, tuple[int, ...]] = {"laptop": (0, 1, 2), "gpu": (0, 1, 2, 3, 4)}
 
 
 def run(
@@ -60,12 +56,9 @@ def run(
     if scale == "ci":
         return ProofResult("ada-grpo", scale, [seed], tiny(seed)).finish()
     seeds = [seed + one for one in SEEDS[scale]]
-    home = folder or store.cache_dir() / "rl-grid"
-    extra = cells(EXTRAS, seeds[:1])
     wanted = cells(MAIN, seeds) + cells(ABLATIONS, seeds[:1])
-    extra += at_first_rate(cells(MAIN, seeds))
-    wanted += extra if scale == "gpu" else rl_figure.stored(extra, home)
-    runs = by_label(run_cells(wanted, home, progress))
+    extra = cells(EXTRAS, seeds[:1]) + at_first_rate(cells(MAIN, seeds))
+    runs = finished(wanted, extra, home(folder), progress, train_extra=scale == "gpu")
     result = ProofResult("ada-grpo", scale, seeds, judged(runs))
     progress("consensus on the trained policy")
     result.checks += consensus(runs[ADA][0])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from outlay.proofs.rl_beside import RATE
+from outlay.proofs.rl_beside import cells_of
 from outlay.rl.ada_grpo import AdaGRPO
 from outlay.rl.base import Method
 from outlay.rl.grid import Cell
-from outlay.rl.grid_results import CellResult
-from outlay.rl.running_tasks import ChainTask, TrainingTask
+from outlay.rl.running_tasks import TrainingTask
 
 STEPS = 150  # written before the first run; as the other proofs, so that baselines are shared
 ADA, PLAIN, LENGTH = "Ada-GRPO", "GRPO", "gated length"
@@ -20,8 +19,6 @@ ABLATIONS = (ENDLESS,)  # the first seed
 EXTRAS = (ON_ADVANTAGE,)  # the first seed; at scale "gpu", or where it is stored already
 CHEAP = ("direct", "short", "code")
 FALLBACK = "long"
-
-Runs = Mapping[str, Sequence[CellResult]]
 
 
 def scaled(**knobs: Any) -> AdaGRPO:
@@ -49,18 +46,5 @@ def cells(
     questions: int = 16,
 ) -> list[Cell]:
     """Cells of the grid: equal rollouts, steps and learning rate; Ada-GRPO's weights are kept."""
-    known, task = methods(), task or ChainTask()
-    return [
-        Cell(
-            name,
-            known[name],
-            seed=seed,
-            steps=steps,
-            questions=questions,
-            learning_rate=RATE,
-            task=task,
-            keep=name in (ADA, PLAIN),
-        )
-        for name in names
-        for seed in seeds
-    ]
+    kept = (ADA, PLAIN)
+    return cells_of(methods(), names, seeds, task, steps=steps, questions=questions, keep=kept)

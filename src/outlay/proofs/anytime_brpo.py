@@ -38,14 +38,13 @@ from outlay.proofs.anytime_brpo_runs import (
     cell,
     lengths_of,
     right_of,
-    run_all,
     thinking_of,
 )
 from outlay.proofs.anytime_brpo_variance import measure
 from outlay.proofs.base import Check, Peer, Progress, ProofResult, Scale, silent
+from outlay.proofs.rl_beside import finished
+from outlay.proofs.rl_figure import Runs
 from outlay.rl.grid import CellResult, run_cell
-
-Runs = Mapping[str, Sequence[CellResult]]
 
 # Targets.
 ABOVE = 0.0  # a difference's interval lies above (or below) it
@@ -106,13 +105,14 @@ def run(
     wanted = [(START, seed), *((name, s) for s in seeds for name in MAIN)]
     wanted += [(name, seed) for name in SINGLE]
     with tempfile.TemporaryDirectory() as scratch:
-        home = Path(folder) if folder is not None else Path(scratch)
-        wanted += [
-            (name, seed)
-            for name in EXTRA
-            if scale == "gpu" or (home / f"{cell(name, seed).key}.json").is_file()
-        ]
-        runs = run_all(home, wanted, progress, processes)
+        runs = finished(
+            [cell(*one) for one in wanted],
+            [cell(name, seed) for name in EXTRA],
+            Path(scratch if folder is None else folder),
+            progress,
+            train_extra=scale == "gpu",
+            processes=processes,
+        )
     result.checks += claims(runs)
     result.peer = _peer(runs)
     result.data["grid"] = list(GRID)

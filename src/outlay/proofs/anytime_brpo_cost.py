@@ -6,10 +6,8 @@ tokens and seconds are stated.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import replace
-from typing import Any
 
 from outlay.proofs import rl_real
 from outlay.proofs.anytime_brpo_runs import METHOD, OPS, methods
@@ -43,16 +41,11 @@ def reuse(found: Explored) -> Check:
 def _step(method: AnytimeBRPO, rollouts: int) -> tuple[float, float, float]:
     """Processor seconds of a step, tokens sampled as thinking and as answers."""
     model, tokenizer = load()
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {"max_steps": STEPS, "per_device_train_batch_size": rollouts}
-        trainer = AnytimeTrainer(
-            model,
-            method,
-            make(method, folder, settings),
-            dataset(400, seed=5, ops=OPS),
-            verifier=method.reward_fn,
-            processing_class=tokenizer,
-        )
+    settings = {"max_steps": STEPS, "per_device_train_batch_size": rollouts}
+    data, judge = dataset(400, seed=5, ops=OPS), method.reward_fn
+    with rl_real.short_run(
+        model, tokenizer, method, data, judge, settings, AnytimeTrainer
+    ) as trainer:
         began = time.process_time()
         trainer.train()
         seconds = (time.process_time() - began) / STEPS
@@ -60,13 +53,6 @@ def _step(method: AnytimeBRPO, rollouts: int) -> tuple[float, float, float]:
     thought = sum(one.generated for one in entries if one.note == "rollouts") / STEPS
     answered = sum(one.generated for one in entries if one.note == "probe") / STEPS
     return seconds, thought, answered
-
-
-def make(method: AnytimeBRPO, folder: str, settings: dict[str, Any]) -> Any:
-    """TRL's settings of a short run on a CPU."""
-    from outlay.rl import make_config
-
-    return make_config(method, folder, settings, cpu=True)
 
 
 def cost(rollouts: int, progress: Progress) -> list[Check]:
@@ -128,20 +114,15 @@ def real_model(progress: Progress) -> Check:
         heading="\n\n**Final Answer**\nThe answer is",
     )
     before = rl_real.weights(model)
-    with tempfile.TemporaryDirectory() as runs:
-        settings = {
-            "max_steps": rl_real.STEPS,
-            "per_device_train_batch_size": 8,
-            "learning_rate": rl_real.LEARNING_RATE,
-        }
-        trainer = AnytimeTrainer(
-            model,
-            method,
-            make(method, runs, settings),
-            Dataset.from_list(asked),
-            verifier=method.reward_fn,
-            processing_class=tokenizer,
-        )
+    settings = {
+        "max_steps": rl_real.STEPS,
+        "per_device_train_batch_size": 8,
+        "learning_rate": rl_real.LEARNING_RATE,
+    }
+    data, judge = Dataset.from_list(asked), method.reward_fn
+    with rl_real.short_run(
+        model, tokenizer, method, data, judge, settings, AnytimeTrainer
+    ) as trainer:
         trainer.train()
     logs = [log for log in trainer.state.log_history if "anytime/thinking" in log]
     norms = [float(log["grad_norm"]) for log in logs]

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from outlay.proofs.base import Progress, silent
 from outlay.proofs.rl_beside import RATE
 from outlay.rl.anytime import AnytimeBRPO
 from outlay.rl.anytime.outcomes import Outcome
-from outlay.rl.grid import Cell, CellResult, ChainTask, run
+from outlay.rl.grid import Cell, CellResult, ChainTask
 from outlay.rl.verifiers import ChainArithVerifier
 from outlay.stats import FloatArray
 from outlay.testbeds.chainarith_rl import FORCED_TEXT
@@ -109,27 +107,6 @@ def cell(name: str, seed: int) -> Cell:
         return Cell(START, None, task=TASK)
     method, steps = methods()[name]
     return Cell(name, method, seed=seed, steps=steps, learning_rate=RATE, task=TASK)
-
-
-def run_all(
-    folder: Path,
-    wanted: Sequence[tuple[str, int]],
-    progress: Progress = silent,
-    processes: int = 1,
-) -> dict[str, list[CellResult]]:
-    """Results by name; what the folder lacks is trained.
-
-    Args:
-        folder: of the grid's store.
-        wanted: names and seeds, the most important ones first.
-        progress: told what happens.
-        processes: cells at once.
-    """
-    results = run([cell(*one) for one in wanted], folder, progress, processes)
-    found: dict[str, list[CellResult]] = {}
-    for (name, _), result in zip(wanted, results, strict=True):
-        found.setdefault(name, []).append(result)
-    return found
 
 
 def right_of(group: Sequence[CellResult]) -> FloatArray:

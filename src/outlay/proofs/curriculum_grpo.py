@@ -38,14 +38,11 @@ from outlay.proofs.curriculum_grpo_runs import (
     MAIN,
     PLAIN,
     START,
-    Runs,
     cells,
-    home,
-    trained,
 )
 from outlay.proofs.curriculum_grpo_small import few_steps, tiny
-from outlay.proofs.rl_beside import peer
-from outlay.proofs.rl_figure import stored
+from outlay.proofs.rl_beside import SEEDS, finished, home, peer
+from outlay.proofs.rl_figure import Runs, stored
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,8 @@ class Size:
 
 
 SIZES: Mapping[Scale, Size] = {
-    "laptop": Size((0, 1, 2), False, 1),
-    "gpu": Size((0, 1, 2, 3, 4), True, 4),
+    "laptop": Size(SEEDS["laptop"], False, 1),
+    "gpu": Size(SEEDS["gpu"], True, 4),
 }
 
 
@@ -84,8 +81,9 @@ def run(
     store = home(folder)
     extra = cells(EXTRAS, seeds[:1])
     wanted = cells((START,), seeds[:1]) + cells(MAIN, seeds) + cells(ABLATIONS, seeds[:1])
-    wanted += extra if size.extras else stored(extra, store)
-    runs = trained(wanted, store, progress, size.processes)
+    runs = finished(
+        wanted, extra, store, progress, train_extra=size.extras, processes=size.processes
+    )
     result = ProofResult("curriculum-grpo", scale, seeds, judged(runs))
     progress("SmolLM2: a few steps")
     result.checks += few_steps()

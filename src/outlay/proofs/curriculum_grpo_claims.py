@@ -23,12 +23,12 @@ from outlay.proofs.curriculum_grpo_runs import (
     HARD,
     MAIN,
     TRIANGLE,
-    Runs,
     binned,
     lengths_of,
     methods,
     table_of,
 )
+from outlay.proofs.rl_figure import Runs
 from outlay.rl.curriculum import CurriculumGRPO
 from outlay.rl.grid_results import CellResult
 from outlay.stats import FloatArray

@@ -14,11 +14,11 @@ from outlay.proofs.curriculum_grpo_runs import (
     ABLATIONS,
     CURRICULUM,
     MAIN,
-    Runs,
     lengths_of,
     methods,
     table_of,
 )
+from outlay.proofs.rl_figure import Runs
 from outlay.rl.curriculum import CurriculumGRPO
 from outlay.rl.grid_results import CellResult
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from outlay.models import store
-from outlay.proofs.rl_beside import RATE
+from outlay.proofs.rl_beside import cells_of
 from outlay.rl.base import Method, Plain
 from outlay.rl.curriculum import CurriculumGRPO
-from outlay.rl.grid import Cell, run
+from outlay.rl.grid import Cell
 from outlay.rl.grid_results import CellResult
 from outlay.rl.length_rewards import ExactLength
-from outlay.rl.running_tasks import ChainTask, TrainingTask
+from outlay.rl.running_tasks import TrainingTask
 
 # Written before the first run, from the starting policy: the 90th percentile of its lengths at T=1,
 # and the mean length of its short style over 1 to 8 operations (6 n + 5).
@@ -36,8 +34,6 @@ EXTRAS = (  # the first seed; at scale "gpu", or where they are stored already
     "cosine",
     "soft overlong",
 )
-
-Runs = Mapping[str, Sequence[CellResult]]
 
 
 def _curriculum(**knobs: Any) -> CurriculumGRPO:
@@ -95,35 +91,19 @@ def cells(
         steps: None for the proof's own.
         questions: of a step, with 8 rollouts each.
     """
-    known, task = methods(), task or ChainTask()
+    known = methods()
     return [
-        Cell(
-            name,
-            known[name],
-            seed=seed,
+        cell
+        for name in names
+        for cell in cells_of(
+            known,
+            (name,),
+            seeds,
+            task,
             steps=steps or (MORE if name == "fixed, more steps" else STEPS),
             questions=questions,
-            learning_rate=RATE,
-            task=task,
         )
-        for name in names
-        for seed in seeds
     ]
-
-
-def home(folder: Path | None) -> Path:
-    """The store of runs; by default one in the cache, which other proofs can share."""
-    return folder or store.cache_dir() / "rl-grid"
-
-
-def trained(
-    wanted: Sequence[Cell], folder: Path, progress: Callable[[str], None], processes: int = 1
-) -> dict[str, list[CellResult]]:
-    """Finished runs by name; those that the folder lacks are trained."""
-    found: dict[str, list[CellResult]] = {}
-    for result in run(wanted, folder, progress, processes):
-        found.setdefault(result.label, []).append(result)
-    return found
 
 
 def table_of(method: CurriculumGRPO, steps: int) -> list[tuple[int, float]]:

@@ -8,21 +8,15 @@ nothing.
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from outlay.proofs import rl_real
 from outlay.proofs.base import Check
-from outlay.rl.base import Judgement, Verifier
+from outlay.rl.base import Judgement
 from outlay.rl.curriculum import CurriculumGRPO
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from outlay.rl.trainer import BudgetGRPOTrainer
 
 # The tiny run: the budget halves in the middle.
 TINY_STEPS, TINY_B0, TINY_LAST = 14, 12, 6
@@ -70,9 +64,12 @@ class Watched(CurriculumGRPO):
 
 def tiny(seed: int) -> list[Check]:
     """Schedule, prompts, rewards and lengths of one tiny run on ChainArith-RL."""
+    import torch
+
     from outlay.rl.verifiers import ChainArithVerifier
     from outlay.testbeds.chainarith_rl import dataset, load
 
+    torch.set_num_threads(1)
     model, tokenizer = load()
     method = Watched(
         b0=TINY_B0,
@@ -92,8 +89,9 @@ def tiny(seed: int) -> list[Check]:
         "learning_rate": 5e-4,
         "seed": seed,
     }
-    verifier = ChainArithVerifier()
-    trainer = _trained(model, tokenizer, method, dataset(64, seed, ops=(1, 2)), verifier, settings)
+    data, verifier = dataset(64, seed, ops=(1, 2)), ChainArithVerifier()
+    with rl_real.short_run(model, tokenizer, method, data, verifier, settings) as trainer:
+        trainer.train()
     half = TINY_STEPS // 2
     due = [TINY_B0] * half + [TINY_LAST] * (TINY_STEPS - half)
     told = [
@@ -169,7 +167,9 @@ def few_steps() -> list[Check]:
         "learning_rate": rl_real.LEARNING_RATE,
     }
     verifier = MathVerifier(Reading(tokenizer, forced_open=False), workers=1)
-    trainer = _trained(model, tokenizer, method, rl_real.chats(), verifier, settings)
+    data = rl_real.chats()
+    with rl_real.short_run(model, tokenizer, method, data, verifier, settings) as trainer:
+        trainer.train()
     steps = [line for line in trainer.state.log_history if "grad_norm" in line]
     norms = [line["grad_norm"] for line in steps]
     alike = [line["frac_reward_zero_std"] == 1 for line in steps]  # nothing to learn from
@@ -198,29 +198,3 @@ def few_steps() -> list[Check]:
             "for positive norms at every step, and the rewards of one step were all equal",
         )
     ]
-
-
-def _trained(
-    model: Any,
-    tokenizer: Any,
-    method: CurriculumGRPO,
-    data: Dataset,
-    verifier: Verifier,
-    settings: Mapping[str, Any],
-) -> BudgetGRPOTrainer:
-    import torch
-
-    from outlay.rl import BudgetGRPOTrainer, make_config
-
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = BudgetGRPOTrainer(
-            model,
-            method,
-            make_config(method, folder, settings, cpu=True),
-            data,
-            verifier=verifier,
-            processing_class=tokenizer,
-        )
-        trainer.train()
-    return trainer

@@ -12,12 +12,11 @@ All targets stand here and were written before the first run; the learning rate 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from outlay.models import store
 from outlay.proofs import rl_figure, rl_real
 from outlay.proofs.base import Check, Progress, ProofResult, Scale, silent
 from outlay.proofs.hbpo_runs import (
@@ -33,13 +32,12 @@ from outlay.proofs.hbpo_runs import (
     ONE,
     PLAIN,
     TWICE,
-    Runs,
     cells,
     hierarchy,
 )
-from outlay.proofs.rl_beside import at_first_rate, beside, first, peer
-from outlay.rl.grid import run as run_cells
-from outlay.rl.grid_compare import by_label, points
+from outlay.proofs.rl_beside import SEEDS, at_first_rate, beside, finished, first, home, peer
+from outlay.proofs.rl_figure import Runs
+from outlay.rl.grid_compare import points
 from outlay.rl.grid_results import CellResult
 from outlay.rl.hbpo import HBPO
 from outlay.rl.running_tasks import ChainTask
@@ -47,8 +45,6 @@ from outlay.rl.running_tasks import ChainTask
 GAIN = 0.05  # accuracy on hard problems above the cosine's
 SPREAD = "group_tokens_std"
 CI_STEPS, CI_KEEPS = 4, 0.5  # of the tiny run: the spread must not fall below this part
-
-SEEDS: Mapping[Scale, tuple[int, ...]] = {"laptop": (0, 1, 2), "gpu": (0, 1, 2, 3, 4)}
 
 
 def run(
@@ -65,12 +61,9 @@ def run(
     if scale == "ci":
         return ProofResult("hbpo", scale, [seed], tiny(seed)).finish()
     seeds = [seed + one for one in SEEDS[scale]]
-    home = folder or store.cache_dir() / "rl-grid"
-    extra = cells(EXTRAS, seeds[:1]) + at_first_rate(cells(MAIN, seeds[:1]))
     wanted = cells(MAIN, seeds) + cells(ABLATIONS, seeds[:1])
-    wanted += extra if scale == "gpu" else rl_figure.stored(extra, home)
-    results = run_cells(wanted, home, progress)
-    runs = by_label(results)
+    extra = cells(EXTRAS, seeds[:1]) + at_first_rate(cells(MAIN, seeds[:1]))
+    runs = finished(wanted, extra, home(folder), progress, train_extra=scale == "gpu")
     result = ProofResult("hbpo", scale, seeds, judged(runs))
     result.checks.append(real_model(progress))
     result.points = points([one for name in MAIN for one in runs[name]], seed=seed)
@@ -188,10 +181,13 @@ def hard(runs: Runs) -> Check:
 def inner(runs: Runs) -> list[Check]:
     """Claim 4: what the term within subgroups does."""
     [without], [twice] = runs[NO_INTRA], runs[TWICE]
-    cosine = [one for one in runs[COSINE] if one.seed == without.seed]
-    ours = [one for one in runs[HIERARCHY] if one.seed == without.seed]
-    rank, base = _rank([without])[0], _rank(cosine)[0]
-    norms = [float(np.mean(_tails([one], "grad_norm"))) for one in (without, *ours, twice)]
+    [cosine], [once] = (
+        [one for one in runs[name] if one.seed == without.seed] for name in (COSINE, HIERARCHY)
+    )
+    rank, base = _rank([without, cosine])
+    norm_without, norm_once, norm_twice = (
+        float(np.mean(_tails([one], "grad_norm"))) for one in (without, once, twice)
+    )
     return [
         Check(
             "length follows difficulty more closely than under the cosine without the inner term, "
@@ -205,12 +201,12 @@ def inner(runs: Runs) -> list[Check]:
         Check(
             "counting the inner term twice makes larger updates",
             "released code",
-            norms[2] / norms[1],
-            norms[2] > norms[1],
+            norm_twice / norm_once,
+            norm_twice > norm_once,
             None,
             "gradient norm over the last "
-            f"{LAST} steps: without {norms[0]:.3f}, once {norms[1]:.3f}, twice {norms[2]:.3f}; "
-            "one seed; target: above 1",
+            f"{LAST} steps: without {norm_without:.3f}, once {norm_once:.3f}, twice "
+            f"{norm_twice:.3f}; one seed; target: above 1",
         ),
     ]
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from outlay.proofs.rl_beside import RATE
+from outlay.proofs.rl_beside import cells_of
 from outlay.rl.base import Method, Plain
 from outlay.rl.grid import Cell
-from outlay.rl.grid_results import CellResult
 from outlay.rl.hbpo import HBPO, Cosine
-from outlay.rl.running_tasks import ChainTask, TrainingTask
+from outlay.rl.running_tasks import TrainingTask
 
 # Written before the first run: the budgets of the sheet in a context of 128 tokens.
 BUDGETS, L_MAX, GROUP, QUESTIONS, STEPS = (16, 32, 64, 96), 128, 16, 8, 150
@@ -25,8 +24,6 @@ NO_INTRA, TWICE, SAFE = "without the inner term", "inner term twice", "inner ter
 FLAT, SILENT, BY_QUESTION = "promises, flat pay", "budgets unsaid", "budgets by question"
 ABLATIONS = (NO_INTRA, TWICE, FLAT)  # the first seed
 EXTRAS = (SAFE, SILENT, BY_QUESTION)  # the first seed; at scale "gpu", or where they are stored
-
-Runs = Mapping[str, Sequence[CellResult]]
 
 
 def hierarchy(**knobs: Any) -> HBPO:
@@ -65,18 +62,4 @@ def cells(
     questions: int = QUESTIONS,
 ) -> list[Cell]:
     """Cells of the grid: equal rollouts, steps and learning rate for all methods."""
-    known, task = methods(), task or ChainTask()
-    return [
-        Cell(
-            name,
-            known[name],
-            seed=seed,
-            steps=steps,
-            questions=questions,
-            group=GROUP,
-            learning_rate=RATE,
-            task=task,
-        )
-        for name in names
-        for seed in seeds
-    ]
+    return cells_of(methods(), names, seeds, task, steps=steps, questions=questions, group=GROUP)

@@ -1,17 +1,20 @@
-"""A few training steps on the real chat model: does a method train there? Not: does it learn."""
+"""A few training steps: does a method train on the real chat model? Not: does it learn."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from outlay.proofs.base import Check
-from outlay.rl.base import Method
+from outlay.rl.base import Method, Verifier
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from outlay.rl import BudgetGRPOTrainer
 
 NAME = "SmolLM2-135M-Instruct"
 LEARNING_RATE = 1e-5
@@ -64,6 +67,39 @@ def moved(before: Mapping[str, Any], model: Any) -> int:
     )
 
 
+@contextmanager
+def short_run(
+    model: Any,
+    tokenizer: Any,
+    method: Method,
+    data: Dataset,
+    verifier: Verifier | None,
+    settings: Mapping[str, Any],
+    kind: type[BudgetGRPOTrainer] | None = None,
+) -> Iterator[BudgetGRPOTrainer]:
+    """A trainer on the CPU whose folder is gone afterwards.
+
+    Args:
+        model, tokenizer: the policy.
+        method: what trains.
+        data: prompts, and what the verifier reads.
+        verifier: of the answers.
+        settings: of TRL.
+        kind: of trainer; None for the plain one.
+    """
+    from outlay.rl import BudgetGRPOTrainer, make_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield (kind or BudgetGRPOTrainer)(
+            model,
+            method,
+            make_config(method, folder, settings, cpu=True),
+            data,
+            verifier=verifier,
+            processing_class=tokenizer,
+        )
+
+
 def few_steps(
     method: Method,
     model: Any,
@@ -85,7 +121,6 @@ def few_steps(
         tokens: most of a completion.
         note: put before the figures.
     """
-    from outlay.rl import BudgetGRPOTrainer, make_config
     from outlay.rl.verifiers import MathVerifier, Reading
 
     before = weights(model)
@@ -96,15 +131,8 @@ def few_steps(
         "max_completion_length": tokens,
         "learning_rate": LEARNING_RATE,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = BudgetGRPOTrainer(
-            model,
-            method,
-            make_config(method, folder, settings, cpu=True),
-            data,
-            verifier=MathVerifier(Reading(tokenizer, forced_open=False), workers=1),
-            processing_class=tokenizer,
-        )
+    verifier = MathVerifier(Reading(tokenizer, forced_open=False), workers=1)
+    with short_run(model, tokenizer, method, data, verifier, settings) as trainer:
         trainer.train()
     lines = [line for line in trainer.state.log_history if "grad_norm" in line]
     norms = [float(line["grad_norm"]) for line in lines]

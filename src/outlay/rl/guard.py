@@ -6,17 +6,14 @@ started again. Usable from any thread. No torch.
 
 from __future__ import annotations
 
-import atexit
-import json
 import queue
-import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any
+from typing import Any
 
-from outlay.errors import InputError, OutlayError
+from outlay.errors import InputError
+from outlay.evals.helper import Helper
 
 _START_SECONDS = 120.0
 MAX_WORKERS = 64
@@ -47,8 +44,11 @@ class Guard:
         self.timeouts = 0
         self.last_failure = ""
         self._lock = threading.Lock()
-        self._idle: queue.Queue[_Helper] = queue.Queue()
-        self._helpers = [_Helper(target) for _ in range(workers)]
+        self._idle: queue.Queue[Helper] = queue.Queue()
+        refusal = f"the helper process for {target} did not start"
+        self._helpers = [
+            Helper("outlay.rl.worker", (target,), _START_SECONDS, refusal) for _ in range(workers)
+        ]
         for helper in self._helpers:
             self._idle.put(helper)
         self._threads = ThreadPoolExecutor(workers)
@@ -71,7 +71,7 @@ class Guard:
     def _call(self, arguments: Sequence[Any]) -> tuple[bool, Any]:
         helper = self._idle.get()
         try:
-            answer = helper.ask(json.dumps(list(arguments)), self.seconds)
+            answer = helper.ask(list(arguments), self.seconds)
         finally:
             self._idle.put(helper)
         with self._lock:
@@ -86,76 +86,3 @@ class Guard:
                 self.last_failure = str(result)
                 return False, None
         return True, result
-
-
-class _Helper:
-    """One process."""
-
-    def __init__(self, target: str) -> None:
-        self._target = target
-        self._process: subprocess.Popen[str] | None = None
-        self._lines: queue.Queue[str] = queue.Queue()
-
-    def ask(self, line: str, seconds: float) -> list[Any] | None:
-        """The answer to one request; None if it did not come in time."""
-        process = self._process
-        if process is None or process.poll() is not None:
-            process = self._start()
-        try:
-            assert process.stdin is not None
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-            answer = self._lines.get(timeout=seconds)
-        except (queue.Empty, OSError):
-            answer = ""
-        if not answer:
-            self.stop()
-            return None
-        parsed: list[Any] = json.loads(answer)
-        return parsed
-
-    def stop(self) -> None:
-        """End the process."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        atexit.unregister(process.kill)
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
-
-    def _start(self) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "outlay.rl.worker", self._target],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-        )
-        lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=_pump, args=(process.stdout, lines), daemon=True).start()
-        atexit.register(process.kill)
-        self._process, self._lines = process, lines
-        try:
-            ready = lines.get(timeout=_START_SECONDS)
-        except queue.Empty:
-            ready = ""
-        if not ready:
-            self.stop()
-            raise OutlayError(
-                f"the helper process for {self._target} did not start; check that "
-                f"`python -m outlay.rl.worker {self._target}` runs"
-            )
-        return process
-
-
-def _pump(stream: IO[str], lines: queue.Queue[str]) -> None:
-    try:
-        for line in stream:
-            lines.put(line)
-    except ValueError:  # closed by stop
-        pass
-    lines.put("")

@@ -81,18 +81,9 @@ def exp_endpoints(
 
 
 def linear(step: int, *, b0: float, b_final: float, n_decays: int, total_steps: int) -> float:
-    """From `b0` to `b_final` in `n_decays` equal drops; stages as in `exp_endpoints`.
+    """From `b0` to `b_final` in `n_decays` equal drops.
 
-    Args:
-        step: optimiser steps done.
-        b0: the first budget.
-        b_final: the last one, at most `b0`.
-        n_decays: changes; 0 for `b_final` all the time.
-        total_steps: of the schedule.
-
-    Raises:
-        BudgetError: for a budget below 1, or `b_final` above `b0`.
-        InputError: for `n_decays` below 0, or stages shorter than a step.
+    Stages, arguments and errors are those of `exp_endpoints`.
     """
     _check_falling(b0, b_final)
     at = stage(step, total_steps, n_decays)
@@ -104,16 +95,7 @@ def linear(step: int, *, b0: float, b_final: float, n_decays: int, total_steps: 
 def rising(step: int, *, b0: float, b_final: float, n_decays: int, total_steps: int) -> float:
     """From a small `b0` up to `b_final` in equal factors: does the order matter?
 
-    Args:
-        step: optimiser steps done.
-        b0: the first budget.
-        b_final: the last one, at least `b0`.
-        n_decays: changes; 0 for `b_final` all the time.
-        total_steps: of the schedule.
-
-    Raises:
-        BudgetError: for a budget below 1, or `b_final` below `b0`.
-        InputError: for `n_decays` below 0, or stages shorter than a step.
+    Stages, arguments and errors are those of `exp_endpoints`, but `b_final` is at least `b0`.
     """
     check_budget("b0", b0)
     check_budget("b_final", b_final)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from outlay.evals.helper import answering
+
 _MEMORY = 4 << 30  # bytes of address space
 
 
@@ -24,13 +26,7 @@ def load(target: str) -> Callable[..., Any]:
 
 def serve(target: str) -> None:
     """Answer requests until standard input ends."""
-    out, sys.stdout = sys.stdout, sys.stderr  # what functions print must not break the protocol
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    except (ImportError, ValueError, OSError):
-        pass  # a system without such limits: the time limit remains
+    out = answering(_MEMORY)
     function = load(target)
     print("ready", file=out, flush=True)
     for line in sys.stdin:

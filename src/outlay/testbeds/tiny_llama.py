@@ -17,51 +17,76 @@ from typing import TYPE_CHECKING
 import torch
 
 from outlay.errors import InputError
+from outlay.testbeds.adam import Adam, cosine
+from outlay.testbeds.packing import IGNORED, Batch
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-IGNORED = -100
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""(ids_BT, labels_BT), right-padded; labels are `IGNORED` where nothing is to be learnt."""
+LOWEST = 0.1
+"""Of the peak learning rate, at the end."""
 
 
-def check_size(hidden: int, heads: int, layers: int) -> None:
-    """Raise `InputError` unless the sizes make a Llama whose heads have an even width."""
-    if layers < 1:
-        raise InputError(f"layers={layers}; must be at least 1")
-    if heads < 1 or hidden < 1 or hidden % (2 * heads):
-        raise InputError(
-            f"hidden={hidden} with heads={heads}; hidden must be a multiple of "
-            f"{2 * max(1, heads)} so that every head has an even width"
-        )
+@dataclass(frozen=True)
+class Recipe:
+    """Size of a model and of its training.
+
+    Args:
+        steps: optimiser steps.
+        seed: of weights, data and order.
+        hidden: width of the model.
+        layers: number of layers.
+        heads: attention heads.
+        lr: peak learning rate.
+        warmup: steps of linear warm-up.
+        weight_decay: of matrices.
+        clip: largest gradient norm.
+
+    Raises:
+        InputError: for values out of range.
+    """
+
+    steps: int = 4000
+    seed: int = 0
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    lr: float = 2e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"steps={self.steps}; must be at least 1")
+        if self.layers < 1:
+            raise InputError(f"layers={self.layers}; must be at least 1")
+        if self.heads < 1 or self.hidden < 1 or self.hidden % (2 * self.heads):
+            raise InputError(
+                f"hidden={self.hidden} with heads={self.heads}; hidden must be a multiple of "
+                f"{2 * max(1, self.heads)} so that every head has an even width"
+            )
+        if not self.lr > 0:
+            raise InputError(f"lr={self.lr}; must be positive")
 
 
 def build_llama(
-    *,
-    vocabulary: int,
-    context: int,
-    hidden: int,
-    layers: int,
-    heads: int,
-    eos: int,
-    pad: int,
-    seed: int,
+    recipe: Recipe, *, vocabulary: int, context: int, eos: int, pad: int
 ) -> LlamaForCausalLM:
-    """A freshly initialised model with tied embeddings, seeded by `seed`."""
+    """A freshly initialised model with tied embeddings, seeded by the recipe."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(seed)
+    torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=hidden * 8 // 3 // 32 * 32,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.hidden * 8 // 3 // 32 * 32,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
             max_position_embeddings=context,
             tie_word_embeddings=True,
-            initializer_range=hidden**-0.5,  # 0.02 starves attention at this width
+            initializer_range=recipe.hidden**-0.5,  # 0.02 starves attention at this width
             bos_token_id=None,
             eos_token_id=eos,
             pad_token_id=pad,
@@ -85,40 +110,16 @@ class Progress:
 def fit(
     model: LlamaForCausalLM,
     batches: Iterable[Batch],
-    *,
-    steps: int,
-    lr: float,
-    warmup: int,
-    weight_decay: float,
-    clip: float,
+    recipe: Recipe,
     report: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Train `model` in place and leave it in eval mode.
-
-    Args:
-        model: to train.
-        batches: at least `steps` of them.
-        steps: optimiser steps.
-        lr: peak learning rate.
-        warmup: steps of linear warm-up.
-        weight_decay: of matrices.
-        clip: largest gradient norm.
-        report: called after every step.
-    """
-    from transformers import get_cosine_with_min_lr_schedule_with_warmup
-
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=lr,
-        betas=(0.9, 0.98),
-    )
-    scheduler = get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, warmup, max(steps, warmup + 1), min_lr_rate=0.1
+    """Train `model` in place and leave it in eval mode; `report` is called after every step."""
+    optimiser = Adam(
+        model.parameters(),
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        clip=recipe.clip,
+        schedule=cosine(recipe.warmup, recipe.steps, LOWEST),
     )
     started = time.perf_counter()
     tokens = 0
@@ -131,16 +132,12 @@ def fit(
         loss = torch.nn.functional.cross_entropy(
             logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORED
         )
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimiser.update(loss)
         tokens += ids_BT.numel()
         if report is not None:
-            rate = float(scheduler.get_last_lr()[0])
+            rate = float(optimiser.schedule.get_last_lr()[0])
             seconds = time.perf_counter() - started
             report(Progress(step, loss.item(), rate, tokens, seconds))
-        if step == steps:
+        if step == recipe.steps:
             break
     model.train(False)

@@ -1,4 +1,4 @@
-"""A progress bar over training steps that remembers the last state, for the training commands."""
+"""Progress bars over training steps, for the training commands."""
 
 from __future__ import annotations
 
@@ -26,16 +26,20 @@ class Watch:
         self.last = state
 
 
-@contextmanager
-def watched(steps: int) -> Iterator[Watch]:
-    """A bar of `steps` steps while the context is open."""
-    columns = (
-        TextColumn("training"),
+def progress_bar() -> Progress:
+    """A bar for tasks with a description and a field `loss`."""
+    return Progress(
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as bar:
+
+
+@contextmanager
+def watched(steps: int) -> Iterator[Watch]:
+    """A bar of `steps` steps that remembers the last state, while the context is open."""
+    with progress_bar() as bar:
         job = bar.add_task("training", total=steps, loss=float("nan"))
         yield Watch(lambda step, loss: bar.update(job, completed=step, loss=loss))

@@ -6,12 +6,11 @@ import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 
 import pytest
 
+from json_server import JsonHandler, JsonServer, running
 from outlay.budget import Budget
 from outlay.errors import EndpointError, InputError
 from outlay.evals.base import Explains, Interactive, Marks, Problem, Task
@@ -158,19 +157,14 @@ def test_problems_of_another_world_are_refused():
 # -- a chat server that answers by script ---------------------------------------------------------
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(JsonHandler):
     server: Server
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         self.reply({"object": "list", "data": [{"id": "scripted", "max_model_len": 8192}]})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        made = self.server.model.generate(body["messages"])
+        made = self.server.model.generate(self.body()["messages"])
         (entry,) = made.ledger.entries
         answer: dict[str, Any] = {
             "choices": [
@@ -189,33 +183,17 @@ class Handler(BaseHTTPRequestHandler):
             }
         self.reply(answer)
 
-    def reply(self, value: Any) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
+class Server(JsonServer):
     def __init__(self, model: ScriptedModel, usage: bool) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.model, self.usage = model, usage
 
 
 @contextmanager
 def serving(model: ScriptedModel, *, usage: bool) -> Iterator[EndpointModel]:
-    server = Server(model, usage)
-    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    try:
-        yield EndpointModel(url, "scripted", api="chat")
-    finally:
-        server.shutdown()
-        server.server_close()
+    with running(Server(model, usage)) as server:
+        yield EndpointModel(server.url, "scripted", api="chat")
 
 
 @pytest.mark.server

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from threading import Thread
-from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import completions_server
+from json_server import JsonHandler, JsonServer, running
 from outlay import registry
 from outlay.budget import Budget
 from outlay.catalogue import Entry
@@ -478,24 +474,13 @@ def test_a_trained_model_obeys_the_scaffold(reasoner: LocalModel) -> None:
         assert totals.generated + totals.forced == totals.delivered + totals.discarded
 
 
-@pytest.fixture(scope="module")
-def completions() -> ModuleType:
-    path = Path(__file__).parents[2] / "decode" / "completions_server.py"
-    spec = importlib.util.spec_from_file_location("plan_and_budget_completions", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.server
 def test_a_server_gives_the_same_answer_as_the_local_model(
-    completions: ModuleType, reasoner: LocalModel
+    reasoner: LocalModel,
 ) -> None:
-    with completions.serving(reasoner, "vllm") as server:
+    with completions_server.serving(reasoner, "vllm") as server:
         remote = EndpointModel(
-            server.url, completions.MODEL, api="completions", tokenizer=build_tokenizer()
+            server.url, completions_server.MODEL, api="completions", tokenizer=build_tokenizer()
         )
         for question in QUESTIONS[:2]:
             method = replace(OURS, budget=60)
@@ -505,40 +490,25 @@ def test_a_server_gives_the_same_answer_as_the_local_model(
             assert sampled(ours) <= 64
 
 
-class Canned(BaseHTTPRequestHandler):
+class Canned(JsonHandler):
     """Answers every completion alike, and keeps the requests."""
 
-    requests: ClassVar[list[dict[str, Any]]] = []
-
-    def log_message(self, *_: object) -> None:
-        pass
+    server: JsonServer
 
     def do_GET(self) -> None:
         self.reply({"object": "list", "data": [{"id": "canned"}]})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.requests.append(body)
+        self.server.requests.append(self.body())
         choice = {"index": 0, "text": '{"evaluated_level": 3}', "finish_reason": "stop"}
         usage = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}
         self.reply({"choices": [choice], "usage": usage})
 
-    def reply(self, value: Any) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
 
 @pytest.mark.server
 def test_json_is_asked_for_where_the_server_knows_how() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Canned)
-    thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-        remote = EndpointModel(url, "canned", api="completions")
+    with running(JsonServer(Canned)) as server:
+        remote = EndpointModel(server.url, "canned", api="completions")
         planner = ModelPlanner(remote, json_mode=True, retries=0)
         with pytest.warns(UserWarning, match="solved directly"):
             answer = PlanAndBudget(planner=planner).solve(
@@ -546,10 +516,7 @@ def test_json_is_asked_for_where_the_server_knows_how() -> None:
                 BIRDS,
                 sampling=GREEDY,  # type: ignore[arg-type]
             )
-    finally:
-        server.shutdown()
-        server.server_close()
-    level, steps = Canned.requests
+    level, steps = server.requests
     assert level["response_format"] == {"type": "json_object"}
     assert "response_format" not in steps
     assert answer.detail["plan"]["level"] == 3

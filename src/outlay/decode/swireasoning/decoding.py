@@ -8,6 +8,7 @@ Shapes: B sequences, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -39,6 +40,7 @@ from outlay.models.base import (
     SamplingParams,
     elapsed,
 )
+from outlay.models.booking import book_pass, given_back
 from outlay.models.sampling import StopMatcher, pick, stream
 
 if TYPE_CHECKING:
@@ -221,24 +223,14 @@ def _read(network: LocalModel, embeddings: Embeddings, runs: Sequence[_Run]) -> 
     places = [run.account.at("prompt") for run in runs]
     work = [network.flops(len(ids), logits_rows=1) for ids in prompts]
     holds: list[Hold] = []
-    try:
+    with contextlib.ExitStack() as stack:
         for place, ids, flops in zip(places, prompts, work, strict=True):
             holds.append(place.hold([], prompt=len(ids), flops_fixed=flops))
+            stack.enter_context(given_back(place, holds[-1]))
         rows = Rows(network.model, embeddings, *prefilled(network.model, prompts, network.device))
-    except BaseException:
-        for place, hold in zip(places, holds, strict=False):
-            place.settle(hold, -hold.fixed)
-        raise
     for place, hold, ids, flops in zip(places, holds, prompts, work, strict=True):
-        place.settle(hold, 0, flops=flops)
-        place.ledger.record(
-            place.stage,
-            place.role,
-            prompt_new=len(ids),
-            method=place.method,
-            seconds=elapsed(start) / len(runs),
-            flops=flops,
-        )
+        seconds = elapsed(start) / len(runs)
+        book_pass(place, hold, seconds=seconds, flops=flops, prompt=len(ids))
     return rows
 
 

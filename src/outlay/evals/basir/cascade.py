@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from outlay.evals.basir.base import FloatArray
 from outlay.evals.basir.labels import LabelSet
 from outlay.evals.basir.llm import LLMRoute, Tagged
 from outlay.evals.basir.threshold import Thresholds
-from outlay.evals.code import check_whole
+from outlay.evals.checks import check_whole
 from outlay.ledger import Ledger
 from outlay.models.base import Model
 
@@ -43,6 +44,8 @@ class Cascade:
     lo: float | None = None
     llm: LLMRoute = LLMRoute()  # noqa: RUF009 - frozen
 
+    name: ClassVar[str] = "cascade"
+
     def __post_init__(self) -> None:
         check_whole("shortlist", self.shortlist, least=1)
         for name in ("hi", "lo"):
@@ -51,11 +54,6 @@ class Cascade:
                 raise InputError(f"{name}={value}; give a finite score, or None")
         if self.hi is not None and self.lo is not None and self.lo > self.hi:
             raise InputError(f"lo={self.lo} is above hi={self.hi}; swap them")
-
-    @property
-    def name(self) -> str:
-        """Always "cascade"."""
-        return "cascade"
 
     def tag(
         self,

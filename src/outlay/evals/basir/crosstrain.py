@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +12,9 @@ from sentence_transformers.cross_encoder import (
     CrossEncoderTrainingArguments,
 )
 from sentence_transformers.cross_encoder.losses import LambdaLoss, ListNetLoss
-from transformers.trainer_callback import PrinterCallback
 
-from outlay.errors import ModelError
 from outlay.evals.basir.relevance import FloatArray
+from outlay.evals.basir.training import run_trainer
 
 
 def train_cross_encoder(
@@ -49,24 +47,15 @@ def train_cross_encoder(
         }
     )
     judged = LambdaLoss(model) if loss == "lambda" else ListNetLoss(model)
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = CrossEncoderTrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=batch,
-            learning_rate=lr,
-            warmup_steps=0.1,
-            seed=seed,
-            data_seed=seed,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        trainer = CrossEncoderTrainer(model=model, args=arguments, train_dataset=lists, loss=judged)
-        trainer.remove_callback(PrinterCallback)  # standard output is for results
-        trainer.train()
-    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
-        raise ModelError(f"training diverged at lr={lr}; lower lr=")
+    run_trainer(
+        CrossEncoderTrainer,
+        CrossEncoderTrainingArguments,
+        model,
+        lists,
+        judged,
+        epochs=epochs,
+        lr=lr,
+        batch=batch,
+        seed=seed,
+    )
     return model

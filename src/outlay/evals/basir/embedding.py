@@ -6,12 +6,11 @@ any sentence-transformers folder works. The paper's own encoder could not be rea
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from outlay.errors import InputError, ModelError
 from outlay.evals.basir.base import FloatArray, check_training, unfitted
 from outlay.evals.basir.labels import BoolArray, LabelSet
 from outlay.evals.basir.linear import LinearHead, fit_head, load_arrays
-from outlay.evals.code import check_whole
+from outlay.evals.checks import check_positive, check_whole
 from outlay.models.encoders import LOCK, MINILM, sentence_encoder
 
 TUNED = "encoder"
@@ -108,10 +107,7 @@ class EmbedZero:
     model: str = MINILM
     labels: LabelSet | None = field(default=None, repr=False, compare=False)
 
-    @property
-    def name(self) -> str:
-        """Always "embed-zero"."""
-        return "embed-zero"
+    name: ClassVar[str] = "embed-zero"
 
     def fit(self, texts: Sequence[str], truth_NL: BoolArray, labels: LabelSet) -> EmbedZero:
         """See `Route.fit`; texts and truth are not read."""
@@ -154,15 +150,11 @@ class EmbedLR:
     seed: int = 0
     head: LinearHead | None = field(default=None, repr=False, compare=False)
 
+    name: ClassVar[str] = "embed-lr"
+
     def __post_init__(self) -> None:
         check_whole("seed", self.seed)
-        if not (self.c > 0 and math.isfinite(self.c)):
-            raise InputError(f"c={self.c}; give a number > 0 (10 is usual)")
-
-    @property
-    def name(self) -> str:
-        """Always "embed-lr"."""
-        return "embed-lr"
+        check_positive("c", self.c, usual=10)
 
     def fit(self, texts: Sequence[str], truth_NL: BoolArray, labels: LabelSet) -> EmbedLR:
         """See `Route.fit`."""
@@ -219,18 +211,14 @@ class EmbedFT:
     labels: LabelSet | None = field(default=None, repr=False, compare=False)
     encoder: Encoder | None = field(default=None, repr=False, compare=False)
 
+    name: ClassVar[str] = "embed-ft"
+
     def __post_init__(self) -> None:
         check_whole("epochs", self.epochs, least=1)
         check_whole("batch", self.batch, least=2)
         check_whole("seed", self.seed)
-        for name in ("lr", "temperature"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise InputError(f"{name}={getattr(self, name)}; give a number > 0")
-
-    @property
-    def name(self) -> str:
-        """Always "embed-ft"."""
-        return "embed-ft"
+        check_positive("lr", self.lr)
+        check_positive("temperature", self.temperature)
 
     def fit(self, texts: Sequence[str], truth_NL: BoolArray, labels: LabelSet) -> EmbedFT:
         """See `Route.fit`."""

@@ -8,7 +8,6 @@ label per text and no label twice in a batch nothing is masked, and the loss is 
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +20,10 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
-from transformers.trainer_callback import PrinterCallback
 
-from outlay.errors import InputError, ModelError
+from outlay.errors import InputError
 from outlay.evals.basir.labels import BoolArray
+from outlay.evals.basir.training import run_trainer
 
 
 class MaskedNegativesLoss(MultipleNegativesRankingLoss):
@@ -108,26 +107,15 @@ def train_encoder(
             "label": list(range(len(row_P))),
         }
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = SentenceTransformerTrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=batch,
-            learning_rate=lr,
-            warmup_steps=0.1,
-            seed=seed,
-            data_seed=seed,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        trainer = SentenceTransformerTrainer(
-            model=model, args=arguments, train_dataset=pairs, loss=loss
-        )
-        trainer.remove_callback(PrinterCallback)  # standard output is for results
-        trainer.train()
-    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
-        raise ModelError(f"training diverged at lr={lr}; lower lr=")
+    run_trainer(
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+        model,
+        pairs,
+        loss,
+        epochs=epochs,
+        lr=lr,
+        batch=batch,
+        seed=seed,
+    )
     return model.eval()

@@ -11,13 +11,14 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
 from outlay.budget import Budget
 from outlay.errors import BudgetError, InputError
 from outlay.evals.basir.labels import BoolArray, LabelSet
-from outlay.evals.code import check_whole
+from outlay.evals.checks import check_whole
 from outlay.ledger import Ledger
 from outlay.models.base import Account, Message, Model, Prompt, SamplingParams
 
@@ -150,16 +151,13 @@ class LLMRoute:
     open_list: bool = False
     seed: int = 0
 
+    name: ClassVar[str] = "llm"
+
     def __post_init__(self) -> None:
         check_whole("answer_tokens", self.answer_tokens, least=1)
         check_whole("seed", self.seed)
         if self.max_tokens_per_excerpt is not None:
             check_whole("max_tokens_per_excerpt", self.max_tokens_per_excerpt, least=1)
-
-    @property
-    def name(self) -> str:
-        """Always "llm"."""
-        return "llm"
 
     def tag(
         self,

@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from random import Random
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from outlay.errors import InputError
 from outlay.evals.basir.llm import chat
-from outlay.evals.basir.scorers import Event, FloatArray, Mentions
-from outlay.evals.code import check_whole
+from outlay.evals.basir.scorers import FloatArray, Mentions, Untrained
+from outlay.evals.checks import check_positive, check_whole
 from outlay.ledger import Ledger
 from outlay.models.base import Account, Model, SamplingParams
 
@@ -69,7 +70,7 @@ def _options(
 
 
 @dataclass(frozen=True)
-class LLMPoint:
+class LLMPoint(Untrained):
     """The expected effect on each sector, from -2 to +2.
 
     Args:
@@ -82,17 +83,10 @@ class LLMPoint:
     words: int = 150
     tally: Tally = field(default_factory=Tally, repr=False, compare=False)
 
+    name: ClassVar[str] = "llm-point"
+
     def __post_init__(self) -> None:
         check_whole("words", self.words, least=1)
-
-    @property
-    def name(self) -> str:
-        """Always "llm-point"."""
-        return "llm-point"
-
-    def fit(self, events: Sequence[Event]) -> LLMPoint:
-        """Learns nothing."""
-        return self
 
     def score(self, mentions: Mentions) -> FloatArray:
         """Expected grades; 0 for a reply that names none."""
@@ -109,7 +103,7 @@ class LLMPoint:
 
 
 @dataclass(frozen=True)
-class LLMPair:
+class LLMPair(Untrained):
     """Which of two sectors does better, for pairs in both orders; Bradley-Terry strengths.
 
     Args:
@@ -126,20 +120,13 @@ class LLMPair:
     seed: int = 0
     tally: Tally = field(default_factory=Tally, repr=False, compare=False)
 
+    name: ClassVar[str] = "llm-pair"
+
     def __post_init__(self) -> None:
         check_whole("words", self.words, least=1)
         check_whole("seed", self.seed)
         if self.max_pairs is not None:
             check_whole("max_pairs", self.max_pairs, least=1)
-
-    @property
-    def name(self) -> str:
-        """Always "llm-pair"."""
-        return "llm-pair"
-
-    def fit(self, events: Sequence[Event]) -> LLMPair:
-        """Learns nothing."""
-        return self
 
     def score(self, mentions: Mentions) -> FloatArray:
         """Log-strengths; a pair whose reply names no sector counts as a draw."""
@@ -183,8 +170,7 @@ def bradley_terry(
         raise InputError(f"wins have shape {wins.shape}; give a square matrix")
     if not np.isfinite(wins).all() or (wins < 0).any():
         raise InputError("wins must be finite and >= 0")
-    if not (prior > 0 and math.isfinite(prior)):
-        raise InputError(f"prior={prior}; give a number > 0")
+    check_positive("prior", prior)
     games_NN = wins + wins.T
     np.fill_diagonal(games_NN, 0.0)
     won_N = wins.sum(axis=1) - np.diag(wins) + prior
@@ -201,7 +187,7 @@ def bradley_terry(
 
 
 @dataclass(frozen=True)
-class LLMList:
+class LLMList(Untrained):
     """One request per event: all sectors, ordered by the model.
 
     Args:
@@ -216,18 +202,11 @@ class LLMList:
     answer_tokens: int = 200
     tally: Tally = field(default_factory=Tally, repr=False, compare=False)
 
+    name: ClassVar[str] = "llm-list"
+
     def __post_init__(self) -> None:
         check_whole("words", self.words, least=1)
         check_whole("answer_tokens", self.answer_tokens, least=1)
-
-    @property
-    def name(self) -> str:
-        """Always "llm-list"."""
-        return "llm-list"
-
-    def fit(self, events: Sequence[Event]) -> LLMList:
-        """Learns nothing."""
-        return self
 
     def score(self, mentions: Mentions) -> FloatArray:
         """N for the first of the list, N - 1 for the next; sectors left out share 0."""

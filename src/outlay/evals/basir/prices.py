@@ -20,7 +20,7 @@ import numpy as np
 from outlay.errors import InputError
 from outlay.evals.basir.data import check_date, table
 from outlay.evals.basir.labels import LabelSet
-from outlay.evals.code import check_whole
+from outlay.evals.checks import check_whole
 
 Aggregate = Literal["mean", "median", "cap"]
 

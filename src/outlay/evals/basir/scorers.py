@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,6 @@ from outlay.evals.basir.relevance import Relevance, relevance
 from outlay.evals.ranking import Gain, RankedEvent, RankingReport, rank_report
 
 FloatArray = npt.NDArray[np.float64]
-Self = TypeVar("Self", bound="Scorer")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Scorer(Protocol):
         """How reports call it."""
         ...
 
-    def fit(self: Self, events: Sequence[Event]) -> Self:
+    def fit(self, events: Sequence[Event]) -> Self:
         """The same scorer, having seen past events."""
         ...
 
@@ -150,18 +149,19 @@ def check_past(events: Sequence[Event], scorer: str) -> None:
         raise InputError(f"scorer {scorer!r} needs past events to learn from; give at least one")
 
 
+class Untrained:
+    """A scorer that learns nothing."""
+
+    def fit(self, events: Sequence[Event]) -> Self:
+        """The same scorer."""
+        return self
+
+
 @dataclass(frozen=True)
-class Constant:
+class Constant(Untrained):
     """Says the same of every sector: exactly the random level."""
 
-    @property
-    def name(self) -> str:
-        """Always "constant"."""
-        return "constant"
-
-    def fit(self, events: Sequence[Event]) -> Constant:
-        """Learns nothing."""
-        return self
+    name: ClassVar[str] = "constant"
 
     def score(self, mentions: Mentions) -> FloatArray:
         """Zeros."""
@@ -169,7 +169,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Untrained):
     """A random order, the same for the same event.
 
     Args:
@@ -178,14 +178,7 @@ class Random:
 
     seed: int = 0
 
-    @property
-    def name(self) -> str:
-        """Always "random"."""
-        return "random"
-
-    def fit(self, events: Sequence[Event]) -> Random:
-        """Learns nothing."""
-        return self
+    name: ClassVar[str] = "random"
 
     def score(self, mentions: Mentions) -> FloatArray:
         """Uniform numbers drawn by seed and event name."""
@@ -194,17 +187,10 @@ class Random:
 
 
 @dataclass(frozen=True)
-class Length:
+class Length(Untrained):
     """Ranks by the words spoken about a sector."""
 
-    @property
-    def name(self) -> str:
-        """Always "length"."""
-        return "length"
-
-    def fit(self, events: Sequence[Event]) -> Length:
-        """Learns nothing."""
-        return self
+    name: ClassVar[str] = "length"
 
     def score(self, mentions: Mentions) -> FloatArray:
         """Numbers of words."""
@@ -221,10 +207,7 @@ class Prior:
 
     means: Mapping[str, float] | None = field(default=None, repr=False, compare=False)
 
-    @property
-    def name(self) -> str:
-        """Always "prior"."""
-        return "prior"
+    name: ClassVar[str] = "prior"
 
     def fit(self, events: Sequence[Event]) -> Prior:
         """Means over past events."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from outlay.errors import DependencyError, InputError
 from outlay.evals.basir.data import Excerpt, check_date
-from outlay.evals.code import check_whole
+from outlay.evals.checks import check_whole
 from outlay.files import read_text
 
 MAX_SPEECH_CHARS = 5_000_000

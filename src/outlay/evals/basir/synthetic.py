@@ -20,7 +20,7 @@ from outlay.errors import InputError
 from outlay.evals.basir.data import Excerpt
 from outlay.evals.basir.labels import Label, LabelSet, load_labels
 from outlay.evals.basir.prices import Price
-from outlay.evals.code import check_whole
+from outlay.evals.checks import check_whole
 
 SPREAD = 0.02
 """Standard deviation of a sector's return."""

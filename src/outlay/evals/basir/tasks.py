@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from outlay.evals.basir.f1 import samples_f1
 from outlay.evals.basir.labels import LabelSet, load_labels
 from outlay.evals.basir.llm import instruction, label_list, parse_reply
 from outlay.evals.basir.synthetic import load_sample
-from outlay.evals.code import check_sample, check_whole
+from outlay.evals.checks import check_sample, check_whole
 
 
 @dataclass(frozen=True)
@@ -44,36 +45,17 @@ class Basir:
     definitions: bool = True
     test_from: str | None = None
 
+    name: ClassVar[str] = "basir"
+    kind: ClassVar[Kind] = "generation"
+    metric: ClassVar[str] = "samples F1"
+    chat: ClassVar[bool] = True
+    higher_is_better: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.labels is not None:
             check_whole("labels", self.labels, least=2)
         if self.test_from is not None:
             check_date(self.test_from, "test_from")
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        return "basir"
-
-    @property
-    def kind(self) -> Kind:
-        """Always "generation"."""
-        return "generation"
-
-    @property
-    def metric(self) -> str:
-        """Always "samples F1"."""
-        return "samples F1"
-
-    @property
-    def chat(self) -> bool:
-        """Always True."""
-        return True
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Always True."""
-        return True
 
     def label_set(self) -> LabelSet:
         """The labels that prompts list."""

@@ -7,11 +7,10 @@ an encoder reads 256 word pieces and a concatenation would be cut.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from outlay.evals.basir.embedding import load_encoder
 from outlay.evals.basir.relevance import relevance
 from outlay.evals.basir.scorers import Event, FloatArray, Mentions, check_past
 from outlay.evals.basir.tfidf import vectorizer
-from outlay.evals.code import check_whole
+from outlay.evals.checks import check_positive, check_whole
 from outlay.models.encoders import MINILM, encoder_folder
 
 CrossLoss = Literal["lambda", "listnet"]
@@ -31,11 +30,6 @@ QUESTION = "Which sector gains most on the stock market after this speech?"
 
 def _targets(events: Sequence[Event]) -> FloatArray:
     return np.concatenate([event.returns_N - event.returns_N.mean() for event in events])
-
-
-def _check_alpha(alpha: float) -> None:
-    if not (alpha > 0 and math.isfinite(alpha)):
-        raise InputError(f"alpha={alpha}; give a number > 0")
 
 
 def _ridge(features: Any, targets: FloatArray, alpha: float) -> Any:
@@ -70,14 +64,11 @@ class TfidfRidge:
     ngrams: int = 2
     fitted: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        _check_alpha(self.alpha)
-        check_whole("ngrams", self.ngrams, least=1)
+    name: ClassVar[str] = "tfidf-ridge"
 
-    @property
-    def name(self) -> str:
-        """Always "tfidf-ridge"."""
-        return "tfidf-ridge"
+    def __post_init__(self) -> None:
+        check_positive("alpha", self.alpha)
+        check_whole("ngrams", self.ngrams, least=1)
 
     def fit(self, events: Sequence[Event]) -> TfidfRidge:
         """See `Scorer.fit`."""
@@ -112,13 +103,10 @@ class EmbedRidge:
     model: str = MINILM
     fitted: Any = field(default=None, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        _check_alpha(self.alpha)
+    name: ClassVar[str] = "embed-ridge"
 
-    @property
-    def name(self) -> str:
-        """Always "embed-ridge"."""
-        return "embed-ridge"
+    def __post_init__(self) -> None:
+        check_positive("alpha", self.alpha)
 
     def fit(self, events: Sequence[Event]) -> EmbedRidge:
         """See `Scorer.fit`."""
@@ -153,17 +141,13 @@ class LambdaRank:
     seed: int = 0
     fitted: Any = field(default=None, repr=False, compare=False)
 
+    name: ClassVar[str] = "lambdarank"
+
     def __post_init__(self) -> None:
         check_whole("trees", self.trees, least=1)
         check_whole("leaves", self.leaves, least=2)
         check_whole("seed", self.seed)
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise InputError(f"lr={self.lr}; give a number > 0")
-
-    @property
-    def name(self) -> str:
-        """Always "lambdarank"."""
-        return "lambdarank"
+        check_positive("lr", self.lr)
 
     def fit(self, events: Sequence[Event]) -> LambdaRank:
         """See `Scorer.fit`."""
@@ -224,8 +208,7 @@ class CrossEncoderRanker:
         check_whole("epochs", self.epochs, least=1)
         check_whole("batch", self.batch, least=1)
         check_whole("seed", self.seed)
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise InputError(f"lr={self.lr}; give a number > 0")
+        check_positive("lr", self.lr)
 
     @property
     def name(self) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from outlay.errors import InputError
 from outlay.evals.basir.base import FloatArray, check_training, missing, unfitted
 from outlay.evals.basir.labels import BoolArray, LabelSet
 from outlay.evals.basir.linear import LinearHead, fit_head, load_arrays
-from outlay.evals.code import check_whole
+from outlay.evals.checks import check_positive, check_whole
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,7 @@ class Frequent:
 
     share_L: FloatArray | None = field(default=None, repr=False, compare=False)
 
-    @property
-    def name(self) -> str:
-        """Always "frequent"."""
-        return "frequent"
+    name: ClassVar[str] = "frequent"
 
     def fit(self, texts: Sequence[str], truth_NL: BoolArray, labels: LabelSet) -> Frequent:
         """See `Route.fit`."""
@@ -78,17 +74,13 @@ class Tfidf:
     idf: FloatArray | None = field(default=None, repr=False, compare=False)
     head: LinearHead | None = field(default=None, repr=False, compare=False)
 
+    name: ClassVar[str] = "tfidf"
+
     def __post_init__(self) -> None:
         check_whole("ngrams", self.ngrams, least=1)
         check_whole("max_features", self.max_features, least=1)
         check_whole("seed", self.seed)
-        if not (self.c > 0 and math.isfinite(self.c)):
-            raise InputError(f"c={self.c}; give a number > 0 (10 is usual)")
-
-    @property
-    def name(self) -> str:
-        """Always "tfidf"."""
-        return "tfidf"
+        check_positive("c", self.c, usual=10)
 
     def fit(self, texts: Sequence[str], truth_NL: BoolArray, labels: LabelSet) -> Tfidf:
         """See `Route.fit`.

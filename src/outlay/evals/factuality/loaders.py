@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from outlay.errors import InputError
-from outlay.evals.code import choose
+from outlay.evals.checks import choose
 from outlay.evals.factuality.graph import MAX_TRIPLES, Graph
 
 Unlabelled = Literal["drop", "error"]

@@ -21,7 +21,7 @@ from itertools import islice
 from typing import Protocol, runtime_checkable
 
 from outlay.errors import InputError
-from outlay.evals.code import check_whole
+from outlay.evals.checks import check_whole
 from outlay.evals.factuality.graph import Graph, Triple
 
 MOST_HOPS = 8

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from outlay.errors import InputError
-from outlay.evals.code import check_whole, choose, digest
+from outlay.evals.checks import check_whole, choose
 from outlay.evals.factuality import countries as c
 from outlay.evals.factuality.graph import Graph, Triple
 from outlay.evals.factuality.paths import PathFinder
+from outlay.evals.sampling import digest
 
 Split = Literal["all", "train", "heldout"]
 Composition = tuple[str, ...]

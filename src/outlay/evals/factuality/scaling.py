@@ -28,7 +28,7 @@ from outlay.decode.batching import sample
 from outlay.decode.thinking_budget import ThinkingBudget
 from outlay.errors import InputError
 from outlay.evals.base import Problem, Task
-from outlay.evals.code import check_whole
+from outlay.evals.checks import check_whole
 from outlay.evals.factuality.answers import extract_answer, normalise
 from outlay.evals.factuality.judge import as_chat
 from outlay.evals.passk import majority_at_k, pass_at_k

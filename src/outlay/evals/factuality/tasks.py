@@ -18,11 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from outlay.errors import InputError
 from outlay.evals.base import Kind, Mark, Problem
-from outlay.evals.code import check_sample, check_whole, choose, in_turns
+from outlay.evals.checks import check_sample, check_whole, choose
 from outlay.evals.factuality import countries as facts
 from outlay.evals.factuality.analysis import Statement, process, statements
 from outlay.evals.factuality.answers import TAU, exact_match, extract_answer, semantic_match
@@ -37,6 +37,7 @@ from outlay.evals.factuality.questions import (
     QuestionMaker,
     Split,
 )
+from outlay.evals.sampling import in_turns
 
 Match = Literal["exact", "semantic"]
 
@@ -88,6 +89,11 @@ class Factuality:
     aliases: bool = True
     instruction: str = BOXED
 
+    name: ClassVar[str] = "factuality"
+    kind: ClassVar[Kind] = "generation"
+    chat: ClassVar[bool] = True  # the prompt is a request
+    higher_is_better: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "hops", tuple(self.hops))
         object.__setattr__(self, "block_relations", tuple(self.block_relations))
@@ -104,29 +110,9 @@ class Factuality:
             raise InputError("id_map= links a question file; give questions= as well")
 
     @property
-    def name(self) -> str:
-        """The task's name."""
-        return "factuality"
-
-    @property
-    def kind(self) -> Kind:
-        """Always "generation"."""
-        return "generation"
-
-    @property
     def metric(self) -> str:
         """ "exact match" or "semantic match"."""
         return f"{self.match} match"
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Always True."""
-        return True
-
-    @property
-    def chat(self) -> bool:
-        """Always True: the prompt is a request."""
-        return True
 
     def store(self) -> Graph:
         """The graph, loaded once per file."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from outlay.errors import CapabilityError, InputError, OutlayError
-from outlay.evals.code import check_whole
+from outlay.evals.checks import check_whole
 from outlay.evals.puzzles.base import IllegalMoveError, Puzzle, Verdict
 from outlay.evals.puzzles.checkers import Checkers
 from outlay.evals.puzzles.parsing import (

@@ -172,14 +172,6 @@ class Blocks(Puzzle):
         changed[target] = (*stacks[target], block)
         return cast(Stacks, tuple(changed))
 
-    def solvable(self) -> bool:
-        """Always True: any arrangement can be reached with three stacks."""
-        return True
-
-    def bound(self) -> str:
-        """Every N is solvable."""
-        return "every n is solvable"
-
     def min_moves(self) -> int:
         """2N - 1 on stack 0 (0 for one block), N on stack 2; by search for other layouts."""
         if self.layout is not None:

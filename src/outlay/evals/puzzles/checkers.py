@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-from outlay.errors import InputError
 from outlay.evals.puzzles.base import (
     IllegalMoveError,
     Move,
     Puzzle,
     State,
+    check_letters,
     check_place,
     check_size,
     fields_of,
@@ -47,12 +47,7 @@ class Checkers(Puzzle):
 
     def __post_init__(self) -> None:
         check_size(self.n, most=_MOST)
-        for knob in ("right", "left"):
-            letter = getattr(self, knob)
-            if not (isinstance(letter, str) and len(letter) == 1 and letter.isalpha()):
-                raise InputError(f"{knob}={letter!r}; give one letter")
-        if self.right == self.left:
-            raise InputError(f"right and left are both {self.right!r}; give two letters")
+        check_letters(right=self.right, left=self.left)
 
     @property
     def name(self) -> str:
@@ -155,14 +150,6 @@ class Checkers(Puzzle):
             return "".join(cells), done, ""
         reached = "".join(cells)
         return reached, done, self.why(raw, reached)
-
-    def solvable(self) -> bool:
-        """Always True."""
-        return True
-
-    def bound(self) -> str:
-        """Every N is solvable."""
-        return "every n is solvable"
 
     def min_moves(self) -> int:
         """(N+1)^2 - 1."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from outlay.errors import InputError
 from outlay.evals.base import Problem
-from outlay.evals.code import check_sample, check_whole
+from outlay.evals.checks import check_sample, check_whole
 from outlay.evals.puzzles.answers import ProgramLimits
 from outlay.evals.puzzles.tasks import Puzzles
 

@@ -146,14 +146,6 @@ class Hanoi(Puzzle):
         reached = self._frozen(pegs)
         return reached, done, self.why(raw, reached)
 
-    def solvable(self) -> bool:
-        """Always True."""
-        return True
-
-    def bound(self) -> str:
-        """Every N is solvable."""
-        return "every n is solvable"
-
     def min_moves(self) -> int:
         """2^N - 1."""
         return 2**self.n - 1

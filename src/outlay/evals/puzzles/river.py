@@ -21,7 +21,15 @@ from math import comb, factorial
 from typing import Any, cast
 
 from outlay.errors import InputError
-from outlay.evals.puzzles.base import IllegalMoveError, Move, Puzzle, State, check_size, short
+from outlay.evals.puzzles.base import (
+    IllegalMoveError,
+    Move,
+    Puzzle,
+    State,
+    check_letters,
+    check_size,
+    short,
+)
 
 _MOST = 500
 _BOAT = 12
@@ -62,12 +70,7 @@ class River(Puzzle):
         check_size(self.n, most=_MOST)
         if type(self.k) is not int or not 1 <= self.k <= _BOAT:
             raise InputError(f"k={self.k!r}; give the boat 1 to {_BOAT} places")
-        for knob in ("actor", "agent"):
-            letter = getattr(self, knob)
-            if not (isinstance(letter, str) and len(letter) == 1 and letter.isalpha()):
-                raise InputError(f"{knob}={letter!r}; give one letter")
-        if self.actor == self.agent:
-            raise InputError(f"actor and agent are both {self.actor!r}; give two letters")
+        check_letters(actor=self.actor, agent=self.agent)
 
     @property
     def name(self) -> str:

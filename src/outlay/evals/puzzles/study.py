@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from outlay.budget import Budget
 from outlay.errors import InputError
 from outlay.evals.base import Problem
-from outlay.evals.code import check_whole
+from outlay.evals.checks import check_whole
 from outlay.evals.puzzles.curves import Sample
 from outlay.evals.puzzles.fairness import Fate, OutputNeed, check_budget, fate, output_need
 from outlay.evals.puzzles.parsing import Parsed, parse_moves, split_thinking

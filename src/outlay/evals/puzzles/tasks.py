@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from outlay.errors import InputError
 from outlay.evals.base import Episode, Kind, Mark, Problem
-from outlay.evals.code import check_sample, check_whole, choose
+from outlay.evals.checks import check_sample, check_whole, choose
 from outlay.evals.puzzles.answers import (
     Judgement,
     ProgramLimits,
@@ -102,6 +102,10 @@ class Puzzles:
     max_turns: int | None = None
     sandbox_limits: ProgramLimits = field(default_factory=ProgramLimits)
 
+    metric: ClassVar[str] = "accuracy"
+    chat: ClassVar[bool] = True
+    higher_is_better: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         choose("puzzle", self.puzzle, get_args(World))
         choose("answer", self.answer, get_args(Answer))
@@ -151,21 +155,6 @@ class Puzzles:
     def kind(self) -> Kind:
         """ "episode" for "stepwise" and "tool", else "generation"."""
         return "episode" if self.answer in ("stepwise", "tool") else "generation"
-
-    @property
-    def metric(self) -> str:
-        """Always "accuracy"."""
-        return "accuracy"
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Always True."""
-        return True
-
-    @property
-    def chat(self) -> bool:
-        """Always True."""
-        return True
 
     def instance(self, level: int, variant: int = 0) -> Puzzle:
         """The puzzle of one level; with `vary`, variants differ in pegs, letters or labels.

@@ -97,13 +97,10 @@ class BoxNet1(Grid[tuple[tuple[str, ...], ...], tuple[int, int, str]]):
         self, state: tuple[tuple[str, ...], ...], key: str, action: str
     ) -> tuple[int, int, str] | str:
         """(cell, cell it goes to or -1 for its target, box) or a reason."""
-        cell = self.named_cells.get(self.canonical(key))
-        if cell is None:
-            return "there is no such robot"
-        read = self.read_move(action)
+        read = self.read_move(key, action)
         if isinstance(read, str):
             return read
-        box, kind, goal = read
+        cell, box, kind, goal = read
         here = cell[0] * self.columns + cell[1]
         if box not in state[here]:
             return f"there is no {box} in square[{cell_text(cell)}]"
@@ -280,13 +277,10 @@ class BoxNet2(Grid[CornerState, tuple[str, str, Corner | None]]):
         self, state: CornerState, key: str, action: str
     ) -> tuple[str, str, Corner | None] | str:
         """(robot, colour, corner it goes to or None for its target) or a reason."""
-        cell = self.named_cells.get(self.canonical(key))
-        if cell is None:
-            return "there is no such robot"
-        read = self.read_move(action)
+        read = self.read_move(key, action)
         if isinstance(read, str):
             return read
-        box, kind, goal = read
+        cell, box, kind, goal = read
         agent = f"Agent[{cell_text(cell)}]"
         colour = box[4:]
         at = dict(state.boxes).get(colour)

@@ -102,14 +102,19 @@ class Grid(World[S, E]):
         around = ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1))
         return [(a, b) for a, b in around if 0 <= a < self.rows and 0 <= b < self.columns]
 
-    def read_move(self, action: str) -> tuple[str, str, tuple[float, float] | str] | str:
-        """(box, kind of destination, destination) or a reason."""
+    def read_move(
+        self, key: str, action: str
+    ) -> tuple[Cell, str, str, tuple[float, float] | str] | str:
+        """(the robot's cell, box, kind of destination, destination) or a reason."""
+        cell = self.named_cells.get(self.canonical(key))
+        if cell is None:
+            return "there is no such robot"
         found = _MOVE.fullmatch(action)
         if found is None:
             return f"it is not written as {self.form}"
         box, kind, x, y, target = found.groups()
         if target:
-            return box, "target", target
-        return box, kind, (float(x), float(y))
+            return cell, box, "target", target
+        return cell, box, kind, (float(x), float(y))
 
     form = "move(box_COLOUR, DESTINATION)"

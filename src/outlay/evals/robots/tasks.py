@@ -13,13 +13,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from outlay.budget import Budget
 from outlay.decode.base import Decoder
 from outlay.errors import InputError
 from outlay.evals.base import Episode, Kind, Mark, Problem
-from outlay.evals.code import check_sample
+from outlay.evals.checks import check_sample
 from outlay.evals.robots import boxlift, prompts, warehouse
 from outlay.evals.robots.base import Apply, World, check_whole
 from outlay.evals.robots.boxlift import BoxLift
@@ -155,6 +155,11 @@ class Robots:
     colours: tuple[str, ...] = COLOURS
     force: bool = False
 
+    kind: ClassVar[Kind] = "episode"
+    metric: ClassVar[str] = "success"
+    chat: ClassVar[bool] = True  # robots talk through chats
+    higher_is_better: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.framework not in get_args(FrameworkName):
             raise InputError(
@@ -217,26 +222,6 @@ class Robots:
     def name(self) -> str:
         """ "robots/" with world and framework."""
         return f"robots/{self.world}/{self.framework}"
-
-    @property
-    def kind(self) -> Kind:
-        """Always "episode"."""
-        return "episode"
-
-    @property
-    def metric(self) -> str:
-        """Always "success"."""
-        return "success"
-
-    @property
-    def chat(self) -> bool:
-        """True: robots talk through chats."""
-        return True
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Always True."""
-        return True
 
     def sample(self, seed: int, n: int) -> list[Problem]:
         """`n` instances; sizes take turns, and seeds of instances are mixed from seed and index."""

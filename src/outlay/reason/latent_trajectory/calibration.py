@@ -233,18 +233,16 @@ class Table:
 
 
 @dataclass(frozen=True, eq=False)
-class Replay:
-    """What a rule would have done on stored traces.
+class Outcomes:
+    """What a method would have done on stored traces.
 
     Args:
         right_Q: whether each question's answer is right.
         tokens_Q: thinking tokens that were sampled for it.
-        accepted_Q: traces drawn until one was accepted; 0 where none was.
     """
 
     right_Q: FloatArray
     tokens_Q: FloatArray
-    accepted_Q: FloatArray
 
     @property
     def accuracy(self) -> float:
@@ -255,6 +253,18 @@ class Replay:
     def tokens(self) -> float:
         """Mean thinking tokens of a question."""
         return float(self.tokens_Q.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Replay(Outcomes):
+    """What a rule of acceptance would have done.
+
+    Args:
+        right_Q, tokens_Q: as in `Outcomes`.
+        accepted_Q: traces drawn until one was accepted; 0 where none was.
+    """
+
+    accepted_Q: FloatArray
 
 
 def replay(table: Table, score_S: FloatArray, threshold: float, wave: int = 1) -> Replay:

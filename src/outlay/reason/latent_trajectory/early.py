@@ -25,10 +25,9 @@ import numpy as np
 from outlay.errors import BudgetError, InputError, ModelError
 from outlay.models.base import Trail
 from outlay.reason.base import Open, Session, Strategy
-from outlay.reason.latent_trajectory.calibration import Table, check_apart, rights
-from outlay.reason.latent_trajectory.saving import adopt
+from outlay.reason.latent_trajectory.calibration import Outcomes, Table, check_apart, rights
 from outlay.reason.latent_trajectory.signals import FloatArray, Normalise, Signals, normalised
-from outlay.reason.latent_trajectory.store import read_record, write
+from outlay.reason.latent_trajectory.store import Store
 from outlay.reason.latent_trajectory.traces import (
     Drawn,
     Layers,
@@ -45,8 +44,7 @@ from outlay.reason.voting import Solving, answer_of
 from outlay.stats import auc
 
 ClassifierName = Literal["rf", "logistic", "svm", "tree"]
-_KIND = "early"
-_SAVED = ("k", "layers", "K", "classifier", "seed", "normalise", "think_close")
+_STORE = Store("early", ("k", "layers", "K", "classifier", "seed", "normalise", "think_close"))
 
 
 def features(signals: Signals, K: int) -> tuple[float, float]:
@@ -124,8 +122,8 @@ class _Margin:
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
-    """What early selection would have done on stored traces.
+class Selection(Outcomes):
+    """What early selection would have done.
 
     Args:
         right_Q: whether the chosen trace is right.
@@ -134,15 +132,8 @@ class Selection:
         chosen_Q: place of the chosen trace among its question's.
     """
 
-    right_Q: FloatArray
-    tokens_Q: FloatArray
     total_Q: FloatArray
     chosen_Q: FloatArray
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right answers."""
-        return float(self.right_Q.mean())
 
     @property
     def saved(self) -> float:
@@ -290,16 +281,11 @@ class LTEarly(Solving):
     def save(self, folder: str | Path) -> Path:
         """Write the fitted method (safetensors and JSON); returns the folder."""
         fitted = self.fitted()
-        record = {
-            "knobs": {name: getattr(self, name) for name in _SAVED},
-            "about": dict(fitted.about),
-        }
         numbers = {"features": fitted.features_S2, "right": fitted.right_S}
-        return write(folder, _KIND, record, numbers)
+        return _STORE.write(folder, self, {"about": dict(fitted.about)}, numbers)
 
     def _load(self) -> None:
-        record, numbers = read_record(self.saved, _KIND)
-        adopt(self, record, _SAVED)
+        record, numbers = _STORE.restore(self)
         x_S2, y_S = numbers.get("features"), numbers.get("right")
         usable = (
             x_S2 is not None

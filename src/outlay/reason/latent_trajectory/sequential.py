@@ -41,9 +41,8 @@ from outlay.reason.latent_trajectory.calibration import (
     replay,
     transferred,
 )
-from outlay.reason.latent_trajectory.saving import adopt
 from outlay.reason.latent_trajectory.signals import Normalise, normalised
-from outlay.reason.latent_trajectory.store import read_record, write
+from outlay.reason.latent_trajectory.store import Store
 from outlay.reason.latent_trajectory.traces import (
     Drawn,
     Layers,
@@ -59,8 +58,7 @@ from outlay.reason.latent_trajectory.traces import (
 from outlay.reason.voting import Solving, answer_of
 from outlay.worst import Shape, Worst
 
-_KIND = "sequential"
-_SAVED = ("k", "layers", "signal", "normalise", "think_close")
+_STORE = Store("sequential", ("k", "layers", "signal", "normalise", "think_close"))
 _SCALE = ("sign", "slope", "centre", "mean", "std", "weight")
 
 
@@ -191,20 +189,15 @@ class LTSequential(Solving):
         weights = self.fitted()
         names = list(weights.scales)  # in order: sums of floats depend on it
         table = [[float(asdict(weights.scales[n])[part]) for part in _SCALE] for n in names]
-        record = {
-            "knobs": {name: getattr(self, name) for name in _SAVED},
-            "scales": names,
-            "about": dict(weights.about),
-        }
+        record = {"scales": names, "about": dict(weights.about)}
         numbers = {
             "scales": np.array(table, dtype=np.float64),
             "rule": np.array([weights.threshold, weights.percentile], dtype=np.float64),
         }
-        return write(folder, _KIND, record, numbers)
+        return _STORE.write(folder, self, record, numbers)
 
     def _load(self) -> None:
-        record, numbers = read_record(self.saved, _KIND)
-        adopt(self, record, _SAVED)
+        record, numbers = _STORE.restore(self)
         try:
             rows = zip(record["scales"], numbers["scales"].tolist(), strict=True)
             made = {

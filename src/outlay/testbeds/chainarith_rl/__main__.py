@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from outlay.testbeds.chainarith_rl.train import TrainConfig
+from outlay.testbeds.command import prepare, show
 from outlay.testbeds.watched import watched
 
 DEFAULTS = TrainConfig()
@@ -39,15 +40,11 @@ def main(
     ] = 100,
 ) -> None:
     """Train a starting policy from scratch, measure it and save it."""
-    import torch
-    from transformers.utils import logging
-
     from outlay.testbeds.chainarith_rl.card import save
     from outlay.testbeds.chainarith_rl.evaluate import cuts, table
     from outlay.testbeds.chainarith_rl.train import train
 
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
+    prepare(threads)
     config = TrainConfig(
         steps=steps,
         stop=stop,
@@ -67,8 +64,7 @@ def main(
         cut = cuts(model, tokenizer, n=problems)
     where = f"{threads} CPU thread(s) of a shared machine"
     save(out, model, tokenizer, config, rows, cut, report.last, where)
-    typer.echo((out / "README.md").read_text())
-    typer.echo(f"saved to {out}")
+    show(out)
 
 
 if __name__ == "__main__":

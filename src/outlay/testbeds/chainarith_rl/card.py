@@ -6,12 +6,12 @@ the checkpoint that it lies beside.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from outlay.testbeds.cards import facts, save_card, save_parts
 from outlay.testbeds.chainarith_rl.corpus import MAX_OPS, STYLE_OF
 from outlay.testbeds.chainarith_rl.evaluate import MODES, Row
 from outlay.testbeds.chainarith_rl.train import TrainConfig
@@ -20,8 +20,6 @@ from outlay.testbeds.tiny_llama import Progress
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-MEASURED = "measured.json"
 
 _CARD = """---
 license: apache-2.0
@@ -179,10 +177,7 @@ def save(
     where: str,
 ) -> None:
     """Write checkpoint, tokenizer, `measured.json` and README.md into `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # the writer makes it private; packages need it read
+    save_parts(out, model, tokenizer)
     records = [{k: v for k, v in asdict(row).items() if k != "lengths"} for row in rows]
     record = {
         "config": asdict(config),
@@ -190,25 +185,15 @@ def save(
         "rows": records,
         "cuts": {str(cut): accuracy for cut, accuracy in cuts.items()},
     }
-    (out / MEASURED).write_text(json.dumps(record, indent=1) + "\n")
     mix = config.mix
     weight = sum(share for _, share in mix.styles)
     card = _CARD.format(
-        parameters=model.num_parameters(),
-        layers=config.layers,
-        hidden=config.hidden,
-        heads=config.heads,
+        **facts(model, config, progress),
         modulus=mix.modulus,
         max_ops=len(mix.ops),
         tags=", ".join(f"`{tag}` {style}" for tag, style in STYLE_OF.items()),
         command=command(config),
-        steps=config.steps,
-        stop=config.stop,
-        settle=config.settle,
-        tokens=progress.tokens,
-        minutes=progress.seconds / 60,
         where=where,
-        loss=progress.loss,
         ops=", ".join(f"{share:g}" for share in mix.ops),
         styles=", ".join(f"{name} {share / weight:.0%}" for name, share in mix.styles),
         tagged=mix.tagged,
@@ -220,4 +205,4 @@ def save(
         chance=1 / mix.modulus,
         measured=_measured(rows, cuts),
     )
-    (out / "README.md").write_text(card)
+    save_card(out, record, card)

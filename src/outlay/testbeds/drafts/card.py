@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 
 from outlay.machine import machine
+from outlay.testbeds.cards import save_card
 from outlay.testbeds.drafts.store import WEIGHTS
 from outlay.testbeds.drafts.train import Agreement, DraftConfig, State
-
-MEASURED = "measured.json"
 
 _CARD = """---
 license: apache-2.0
@@ -88,7 +87,6 @@ def save(
         {"text": text, "draft": draft, **asdict(found)} for (text, draft), found in measured.items()
     ]
     record = {"config": asdict(config), "training": asdict(progress), "on": where, "rows": rows}
-    (out / MEASURED).write_text(json.dumps(record, indent=1) + "\n")
     lines = [
         f"| {text} | {draft} | {found.overlap:.3f} | {found.top:.3f} | {found.nll:.2f} | "
         f"{found.target_nll:.2f} | {found.positions:,} |"
@@ -115,4 +113,4 @@ def save(
         asked=asked,
         table="\n".join(lines),
     )
-    (out / "README.md").write_text(card)
+    save_card(out, record, card)

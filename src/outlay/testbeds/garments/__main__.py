@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from outlay.testbeds.command import show
 from outlay.testbeds.garments.train import TrainConfig
 from outlay.testbeds.watched import watched
 
@@ -55,8 +56,7 @@ def main(
     model.to(torch.float16).to(torch.float32)  # what is measured is what is stored
     rows = table(model, scenes) if scenes else []
     save(out, model, config, rows, report.last, f"{threads} thread(s) of a shared machine")
-    typer.echo((out / "README.md").read_text(encoding="utf-8"))
-    typer.echo(f"saved to {out}")
+    show(out)
 
 
 if __name__ == "__main__":

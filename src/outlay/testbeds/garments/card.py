@@ -5,7 +5,6 @@ The card is written from the configuration and the measured rows alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from outlay.testbeds.cards import save_card, save_parts
 from outlay.testbeds.garments.evaluate import Row, as_records
 from outlay.testbeds.garments.scenes import CLASSES
 from outlay.testbeds.garments.train import Progress, TrainConfig
 
 if TYPE_CHECKING:
     from transformers import ViTForImageClassification
-
-MEASURED = "measured.json"
 
 _CARD = """---
 license: apache-2.0
@@ -74,16 +72,13 @@ def save(
     where: str,
 ) -> None:
     """Write checkpoint, `measured.json` and README.md into `out`."""
-    out.mkdir(parents=True, exist_ok=True)
     model.config._attn_implementation = "sdpa"  # training used eager attention; loading decides
-    model.to(torch.float16).save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # the writer makes it private; packages need it read
+    save_parts(out, model.to(torch.float16))
     record = {
         "config": asdict(config),
         "training": asdict(progress),
         "rows": as_records(rows),
     }
-    (out / MEASURED).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     card = _CARD.format(
         parameters=model.num_parameters(),
         layers=config.layers,
@@ -106,7 +101,7 @@ def save(
         digits=config.world.digits,
         measured=_measured(rows),
     )
-    (out / "README.md").write_text(card, encoding="utf-8")
+    save_card(out, record, card)
 
 
 def _measured(rows: Sequence[Row]) -> str:

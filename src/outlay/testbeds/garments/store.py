@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outlay.errors import DependencyError, ModelError
+from outlay.testbeds.checkpoints import check_folder
 
 if TYPE_CHECKING:
     from transformers import ViTForImageClassification
@@ -37,8 +38,7 @@ def load(name: str | Path = DEFAULT) -> ViTForImageClassification:
         DependencyError: without torch and transformers.
     """
     path = name if isinstance(name, Path) else checkpoint_path(name)
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{path} holds no checkpoint; train one with outlay.testbeds.garments")
+    check_folder(path, "garments")
     try:
         import torch
         from transformers import ViTForImageClassification

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from outlay.errors import InputError
+from outlay.testbeds.adam import Adam, cosine
 from outlay.testbeds.garments.scenes import CLASSES, World, scenes
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 COVERED = 0.08  # share of a patch from which it bears the object's label
 BACKGROUND = 0.15  # weight of background patches
 POOL = 16  # batches that are drawn together
+LOWEST = 0.02  # of the peak learning rate, at the end
 
 
 @dataclass(frozen=True)
@@ -123,20 +125,16 @@ def train(
     Returns:
         The model in eval mode.
     """
-    from transformers import get_cosine_with_min_lr_schedule_with_warmup
-
     model = build_model(config)
     head = torch.nn.Linear(config.hidden, len(CLASSES) + 1)
     weights_K = torch.ones(len(CLASSES) + 1)
     weights_K[-1] = BACKGROUND
-    parameters = [*model.parameters(), *head.parameters()]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
-    scheduler = get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, config.warmup, max(config.steps, config.warmup + 1), min_lr_rate=0.02
+    optimiser = Adam(
+        [*model.parameters(), *head.parameters()],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        schedule=cosine(config.warmup, config.steps, LOWEST),
     )
     started, cpu_started = time.perf_counter(), time.process_time()
     model.train()
@@ -156,11 +154,7 @@ def train(
         loss = entropy(logits_BK.float(), labels_B) + config.patches * entropy(
             patches_BNK.float().flatten(0, 1), owned_BN.flatten(), weights_K
         )
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(parameters, config.clip)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimiser.update(loss)
         if report is not None:
             now, cpu = time.perf_counter() - started, time.process_time() - cpu_started
             report(Progress(step + 1, loss.item(), (step + 1) * config.batch, now, cpu))

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from outlay.testbeds.command import prepare
 from outlay.testbeds.icl.train import TrainConfig
 from outlay.testbeds.watched import watched
 
@@ -34,17 +35,13 @@ def main(
     inputs: Annotated[int, typer.Option(help="Labelled inputs of the controller.")] = 600,
 ) -> None:
     """Train the in-context model from scratch, measure it and save it."""
-    import torch
-    from transformers.utils import logging
-
     from outlay.testbeds.icl.answers import Answerer
     from outlay.testbeds.icl.card import save
     from outlay.testbeds.icl.evaluate import table
     from outlay.testbeds.icl.labels import train_controller
     from outlay.testbeds.icl.train import train
 
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
+    prepare(threads)
     config = TrainConfig(steps=steps, seed=seed, hidden=hidden, layers=layers, lr=lr, batch=batch)
     with watched(steps) as report:
         model, tokenizer = train(config, report)

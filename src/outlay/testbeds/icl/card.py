@@ -6,12 +6,12 @@ the checkpoint that it lies beside.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from outlay.testbeds.cards import facts, save_card, save_parts
 from outlay.testbeds.icl.evaluate import Row, as_records
 from outlay.testbeds.icl.train import TRAIN_MIX, TrainConfig
 from outlay.testbeds.icl.world import FAMILIES, MAX_ITEMS
@@ -19,8 +19,6 @@ from outlay.testbeds.tiny_llama import Progress
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-MEASURED = "measured.json"
 
 _CARD = """---
 license: apache-2.0
@@ -85,26 +83,12 @@ def save(
     progress: Progress,
 ) -> None:
     """Write checkpoint, tokenizer, `measured.json` and README.md into `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # the writer makes it private; packages need it read
+    save_parts(out, model, tokenizer)
     record = {"config": asdict(config), "training": asdict(progress), "rows": as_records(rows)}
-    (out / MEASURED).write_text(json.dumps(record, indent=1) + "\n")
     card = _CARD.format(
-        parameters=model.num_parameters(),
-        layers=config.layers,
-        hidden=config.hidden,
-        heads=config.heads,
-        steps=config.steps,
-        seed=config.seed,
-        lr=config.lr,
-        batch=config.batch,
-        tokens=progress.tokens,
-        minutes=progress.seconds / 60,
-        loss=progress.loss,
+        **facts(model, config, progress),
         mix=", ".join(f"{n} {s:.0%}" for n, s in zip(FAMILIES, TRAIN_MIX, strict=True)),
         n=rows[0].n if rows else 0,
         measured=_grid(rows) if rows else "Not measured: trained with `--rules 0`.",
     )
-    (out / "README.md").write_text(card)
+    save_card(out, record, card)

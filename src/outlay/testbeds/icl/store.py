@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from outlay.errors import DependencyError, ModelError
+from outlay.testbeds.checkpoints import load_llama
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -34,13 +34,4 @@ def load(path: str | Path | None = None) -> tuple[LlamaForCausalLM, PreTrainedTo
         DependencyError: without torch and transformers.
     """
     folder = checkpoint_path() if path is None else Path(path)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no checkpoint; train one with outlay.testbeds.icl")
-    try:
-        from transformers import AutoTokenizer, LlamaForCausalLM
-    except ImportError as error:
-        raise DependencyError("this model needs torch: pip install 'outlay[local]'") from error
-    model = LlamaForCausalLM.from_pretrained(folder)
-    model.train(False)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    return model, tokenizer
+    return load_llama(folder, "icl", "this model")

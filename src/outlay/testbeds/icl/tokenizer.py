@@ -5,7 +5,7 @@ The end of an item is also the end of text, so that a model stops after its answ
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from outlay.testbeds.icl.world import (
     ARROW,
@@ -17,6 +17,7 @@ from outlay.testbeds.icl.world import (
     MAX_ITEMS,
     SIGNS,
 )
+from outlay.testbeds.word_level import word_level
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -37,21 +38,4 @@ def vocabulary() -> dict[str, int]:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer, made from nothing: no files needed."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast as Fast
-
-    # A WordLevel model whose unknown token is not in the vocabulary raises on unknown input.
-    core = Tokenizer(models.WordLevel(vocabulary(), unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    core.decoder = decoders.Fuse()
-    make: Any = Fast  # its constructor has no types
-    tokenizer: PreTrainedTokenizerFast = make(
-        tokenizer_object=core,
-        pad_token=PAD,
-        eos_token=END,
-        padding_side="left",
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-    )
-    return tokenizer
+    return word_level(vocabulary(), r"[\s\S]", pad=PAD, eos=END, context=CONTEXT)

@@ -3,8 +3,6 @@
 The loss is next-token cross-entropy on answers and the end of each item. AdamW, linear warm-up,
 cosine decay to a tenth. The same configuration, thread count and library versions give the same
 weights bit for bit.
-
-Shapes: B sequences, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,12 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from outlay.errors import InputError
-from outlay.testbeds.icl.tokenizer import CONTEXT, build_tokenizer, vocabulary
+from outlay.testbeds.icl.tokenizer import CONTEXT, PAD, build_tokenizer, vocabulary
 from outlay.testbeds.icl.world import ARROW, END, FAMILIES, MAX_ITEMS, draw_instance
-from outlay.testbeds.tiny_llama import IGNORED, Batch, Progress, build_llama, check_size, fit
+from outlay.testbeds.packing import IGNORED, Batch, padded
+from outlay.testbeds.tiny_llama import Progress, Recipe, build_llama, fit
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -29,57 +26,34 @@ TRAIN_MIX = (0.2, 0.5, 0.3)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Size of the model and of its training.
+class TrainConfig(Recipe):
+    """The recipe of an in-context model.
 
     Args:
-        steps: optimiser steps.
-        seed: of weights and data.
-        hidden: width of the model.
-        layers: number of layers.
-        heads: attention heads.
         batch: sequences per step.
-        lr: peak learning rate.
-        warmup: steps of linear warm-up.
-        weight_decay: of matrices.
-        clip: largest gradient norm.
 
     Raises:
         InputError: for values out of range.
     """
 
     steps: int = 2000
-    seed: int = 0
     hidden: int = 96
     layers: int = 3
-    heads: int = 4
-    batch: int = 40
     lr: float = 3e-3
-    warmup: int = 100
-    weight_decay: float = 0.05
-    clip: float = 1.0
+    batch: int = 40
 
     def __post_init__(self) -> None:
-        for name in ("steps", "layers", "batch", "heads"):
+        for name in ("batch", "heads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}; must be at least 1")
-        check_size(self.hidden, self.heads, self.layers)
-        if not self.lr > 0:
-            raise InputError(f"lr={self.lr}; must be positive")
+        super().__post_init__()
 
 
 def build_model(config: TrainConfig) -> LlamaForCausalLM:
     """A freshly initialised model, seeded by `config.seed`."""
     known = vocabulary()
     return build_llama(
-        vocabulary=len(known),
-        context=CONTEXT,
-        hidden=config.hidden,
-        layers=config.layers,
-        heads=config.heads,
-        eos=known[END],
-        pad=0,
-        seed=config.seed,
+        config, vocabulary=len(known), context=CONTEXT, eos=known[END], pad=known[PAD]
     )
 
 
@@ -99,13 +73,7 @@ def batches(config: TrainConfig) -> Iterator[Batch]:
                     labels.append(known[character] if answered else IGNORED)
                     answered = answered or character == ARROW
             rows.append((ids, labels))
-        width = max(len(ids) for ids, _ in rows)
-        ids_BT = torch.zeros((config.batch, width), dtype=torch.long)
-        labels_BT = torch.full((config.batch, width), IGNORED)
-        for i, (ids, labels) in enumerate(rows):
-            ids_BT[i, : len(ids)] = torch.tensor(ids)
-            labels_BT[i, : len(ids)] = torch.tensor(labels)
-        yield ids_BT, labels_BT
+        yield padded(rows, known[PAD])
 
 
 def train(
@@ -117,14 +85,5 @@ def train(
         The model in eval mode and its tokenizer.
     """
     model = build_model(config)
-    fit(
-        model,
-        batches(config),
-        steps=config.steps,
-        lr=config.lr,
-        warmup=config.warmup,
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-        report=report,
-    )
+    fit(model, batches(config), config, report)
     return model, build_tokenizer()

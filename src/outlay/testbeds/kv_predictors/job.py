@@ -18,6 +18,7 @@ from outlay.machine import machine, today
 from outlay.models import embedded
 from outlay.models.local import choose_device
 from outlay.stats import mean_interval
+from outlay.testbeds.cards import save_card
 from outlay.testbeds.kv_predictors import ALONE
 from outlay.testbeds.kv_predictors.data import (
     NEEDLES,
@@ -97,8 +98,7 @@ def run(job: Job) -> None:
     curves = {"pair": pair.log, "alone": rival.log}
     (job.out / "curves.json").write_text(json.dumps(curves) + "\n", encoding="utf-8")
     figures = _figures(model, pair, rival, job.measure)
-    (job.out / "measured.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    (job.out / "README.md").write_text(card(about, figures, job.config), encoding="utf-8")
+    save_card(job.out, figures, card(about, figures, job.config))
 
 
 def _device(device: torch.device) -> str:

@@ -24,6 +24,7 @@ from outlay.cache.kv_prediction.model import KVPredictionModel
 from outlay.cache.kv_prediction.ridge import ridge_start
 from outlay.cache.kv_prediction.training import KVPredictionConfig, KVPredictionTrainer, Rows
 from outlay.errors import InputError
+from outlay.testbeds.adam import groups
 
 RIDGE_TOKENS = 32_768
 FLOOR = 0.1  # of the learning rate, at the end
@@ -154,10 +155,7 @@ def train_pair(
     clock = _Clock(config)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": args.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ],
+        groups(trained, args.weight_decay),
         lr=config.lr,
         betas=(args.adam_beta1, args.adam_beta2),
         fused=base.device.type == "cuda",

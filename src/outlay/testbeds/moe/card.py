@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from outlay.machine import sentence, versions
+from outlay.testbeds.cards import save_card
 from outlay.testbeds.moe.train import TrainConfig, Trained
-
-MEASURED = "measured.json"
 
 _CARD = """---
 license: apache-2.0
@@ -65,7 +63,6 @@ def save(out: Path, done: Sequence[tuple[TrainConfig, Trained]], device: str) ->
         }
         for config, result in done
     ]
-    (out / MEASURED).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     lines = [
         "| experts | NLL dense | NLL untrained router | NLL | largest share | distinct |",
         "|---:|---:|---:|---:|---:|---:|",
@@ -93,4 +90,4 @@ def save(out: Path, done: Sequence[tuple[TrainConfig, Trained]], device: str) ->
         chunk=32,
         top_k=first.top_k,
     )
-    (out / "README.md").write_text(card, encoding="utf-8")
+    save_card(out, rows, card)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from outlay.testbeds.command import prepare, show
 from outlay.testbeds.reasoner.corpus import Mix
 from outlay.testbeds.reasoner.train import TrainConfig
 from outlay.testbeds.watched import watched
@@ -42,14 +43,12 @@ def main(
 ) -> None:
     """Train a reasoner from scratch, measure it and save it."""
     import torch
-    from transformers.utils import logging
 
     from outlay.testbeds.reasoner.card import save
     from outlay.testbeds.reasoner.evaluate import table
     from outlay.testbeds.reasoner.train import train
 
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
+    prepare(threads)
     config = TrainConfig(
         steps=steps,
         seed=seed,
@@ -69,8 +68,7 @@ def main(
     if device != "cpu":
         where = torch.cuda.get_device_name()
     save(out, model, tokenizer, config, rows, report.last, where)
-    typer.echo((out / "README.md").read_text())
-    typer.echo(f"saved to {out}")
+    show(out)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,18 @@ the checkpoint that it lies beside.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from outlay.testbeds.cards import facts, save_card, save_parts
 from outlay.testbeds.reasoner.evaluate import MODES, Row, as_records
 from outlay.testbeds.reasoner.train import TrainConfig
 from outlay.testbeds.tiny_llama import Progress
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-MEASURED = "measured.json"
 
 _CARD = """---
 license: apache-2.0
@@ -139,35 +137,21 @@ def save(
     where: str,
 ) -> None:
     """Write checkpoint, tokenizer, `measured.json` and README.md into `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # the writer makes it private; packages need it read
+    save_parts(out, model, tokenizer)
     record = {
         "config": asdict(config),
         "training": asdict(progress),
         "rows": as_records(rows),
     }
-    (out / MEASURED).write_text(json.dumps(record, indent=1) + "\n")
     mix, world = config.mix, config.world
     weight = sum(share for _, share in mix.formats)
     card = _CARD.format(
-        parameters=model.num_parameters(),
-        layers=config.layers,
-        hidden=config.hidden,
-        heads=config.heads,
+        **facts(model, config, progress),
         modulus=mix.modulus,
         entities=world.entities,
         known=world.known,
         values=world.values,
-        steps=config.steps,
-        seed=config.seed,
-        lr=config.lr,
-        batch_tokens=config.batch_tokens,
-        tokens=progress.tokens,
-        minutes=progress.seconds / 60,
         where=where,
-        loss=progress.loss,
         recall=mix.recall,
         joined=mix.joined,
         joined_share=mix.joined,
@@ -179,4 +163,4 @@ def save(
         ramp=mix.ramp,
         measured=_measured(rows, world.values),
     )
-    (out / "README.md").write_text(card)
+    save_card(out, record, card)

@@ -17,12 +17,10 @@ from outlay.testbeds.reasoner.chains import (
     MAX_CHAINS,
     MODULUS,
     SIGNS,
-    ChainProblem,
     Split,
-    parse_question,
     sample_problem,
 )
-from outlay.testbeds.reasoner.tasks import Notation, Template, check_template
+from outlay.testbeds.reasoner.tasks import Chained, Template, check_template
 
 Order = Literal["random", "ascending", "descending"]
 LEVELS = 5
@@ -35,7 +33,7 @@ def level_of(operations: int, total: int) -> int:
 
 
 @dataclass(frozen=True)
-class JoinedArith(Notation):
+class JoinedArith(Chained):
     """Compute: sums of `chains` chains whose lengths differ.
 
     Args:
@@ -74,9 +72,8 @@ class JoinedArith(Notation):
         few, many = self.chains
         if not 2 <= few <= many <= MAX_CHAINS:
             raise InputError(f"chains={self.chains}; must be a range within 2..{MAX_CHAINS}")
-        low, high = self.operations
-        if not 1 <= low <= high:
-            raise InputError(f"operations={self.operations}; must be a range with 1 <= low <= high")
+        self.check_operations()
+        low = self.operations[0]
         if self.order not in ("random", "ascending", "descending"):
             raise InputError(f"order={self.order!r}; choose random, ascending or descending")
         least, longest = many * low + many - 1, self._longest(many)
@@ -130,10 +127,6 @@ class JoinedArith(Notation):
         if self.order != "random":
             lengths.sort(reverse=self.order == "descending")
         return lengths
-
-    def chain(self, problem: Problem) -> ChainProblem:
-        """The chains behind a problem."""
-        return parse_question(problem.question, self.modulus)
 
     def blocks(self, problem: Problem, completion: str) -> list[bool]:
         """Per chain, whether the value that its block states last is the chain's value."""

@@ -26,6 +26,7 @@ import typer
 from outlay.errors import BudgetError, DependencyError, InputError
 from outlay.models.base import Account, Hold, elapsed
 from outlay.reason.base import Question
+from outlay.testbeds.command import prepare
 from outlay.testbeds.reasoner.tokenizer import USER, render_prompt
 
 if TYPE_CHECKING:
@@ -215,13 +216,9 @@ def main(
     threads: Annotated[int, typer.Option(help="CPU threads; part of the recipe.")] = 1,
 ) -> None:
     """Sample chains, label them, train the head, measure it on held-out chains and save it."""
-    import torch
-    from transformers.utils import logging
-
     from outlay.testbeds.reasoner.prm_train import TrainConfig, make
 
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
+    prepare(threads)
     config = TrainConfig(chains=chains, seed=seed, reasoner=reasoner)
     make(config, out, typer.echo)
     typer.echo(f"saved to {out}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from outlay.errors import DependencyError, ModelError
+from outlay.errors import ModelError
+from outlay.testbeds.checkpoints import load_llama
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -44,13 +45,4 @@ def load(name: str | Path = DEFAULT) -> tuple[LlamaForCausalLM, PreTrainedTokeni
         DependencyError: without torch and transformers.
     """
     path = name if isinstance(name, Path) else checkpoint_path(name)
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{path} holds no checkpoint; train one with outlay.testbeds.reasoner")
-    try:
-        from transformers import AutoTokenizer, LlamaForCausalLM
-    except ImportError as error:
-        raise DependencyError("the reasoner needs torch: pip install 'outlay[local]'") from error
-    model = LlamaForCausalLM.from_pretrained(path)
-    model.train(False)
-    tokenizer: Any = AutoTokenizer.from_pretrained(path)
-    return model, tokenizer
+    return load_llama(path, "reasoner", "the reasoner")

@@ -70,8 +70,25 @@ class Notation:
         return completion.rsplit(ANSWER, 1)[1].split(EOS)[0].strip() or None
 
 
+class Chained(Notation):
+    """What tasks of chains share beside the notation."""
+
+    operations: tuple[int, int]
+    modulus: int
+
+    def check_operations(self) -> None:
+        """Raise `InputError` for an empty range."""
+        low, high = self.operations
+        if not 1 <= low <= high:
+            raise InputError(f"operations={self.operations}; must be a range with 1 <= low <= high")
+
+    def chain(self, problem: Problem) -> ChainProblem:
+        """The chains behind a problem, for step labels."""
+        return parse_question(problem.question, self.modulus)
+
+
 @dataclass(frozen=True)
-class ChainArith(Notation):
+class ChainArith(Chained):
     """Compute: chains of `operations` (inclusive range), every length equally often.
 
     Args:
@@ -98,9 +115,7 @@ class ChainArith(Notation):
     chat: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        low, high = self.operations
-        if not 1 <= low <= high:
-            raise InputError(f"operations={self.operations}; must be a range with 1 <= low <= high")
+        self.check_operations()
         check_template(self.template)
 
     def sample(self, seed: int, n: int) -> Sequence[Problem]:
@@ -120,10 +135,6 @@ class ChainArith(Notation):
                 )
             )
         return problems
-
-    def chain(self, problem: Problem) -> ChainProblem:
-        """The chain behind a problem, for step labels."""
-        return parse_question(problem.question, self.modulus)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ that format, `enable_thinking=False` closes the thinking at once and opens the a
 from __future__ import annotations
 
 import string
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from outlay.testbeds.reasoner.facts import RELATIONS
+from outlay.testbeds.word_level import MESSAGES, word_level
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,12 +40,7 @@ HEADINGS = ("[1]", "[2]", "[3]", "[4]", "[5]", "[+]")
 CONTEXT = 640
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message.role == 'assistant' %}<assistant>{{ message.content }}<eos>"
-    "{% elif message.role == 'user' %}<user>{{ message.content }}"
-    "{% else %}{{ raise_exception('this model knows the roles user and assistant only') }}"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant><think>"
+    MESSAGES + "{% if add_generation_prompt %}<assistant><think>"
     "{% if enable_thinking is defined and not enable_thinking %}</think><answer>"
     "{% elif format is defined and format %}<{{ format }}>{% endif %}{% endif %}"
 )
@@ -59,28 +55,16 @@ def vocabulary() -> dict[str, int]:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer, made from nothing: no files needed."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast as Fast
-
-    # A WordLevel model whose unknown token is not in the vocabulary raises on unknown input.
-    core = Tokenizer(models.WordLevel(vocabulary(), unk_token="<unk>"))
     words = "|".join([WAIT, *RELATIONS])
-    pattern = rf"\[[1-5+]\]|{words}|[1-9][0-9]|[0-9]|[\s\S]"
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    core.decoder = decoders.Fuse()
-    core.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in TAGS])
-    make: Any = Fast  # its constructor has no types
-    tokenizer: PreTrainedTokenizerFast = make(
-        tokenizer_object=core,
-        pad_token=PAD,
-        eos_token=EOS,
-        padding_side="left",
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
+    return word_level(
+        vocabulary(),
+        rf"\[[1-5+]\]|{words}|[1-9][0-9]|[0-9]|[\s\S]",
+        pad=PAD,
+        eos=EOS,
+        context=CONTEXT,
+        tags=TAGS,
         chat_template=CHAT_TEMPLATE,
-        model_input_names=["input_ids", "attention_mask"],
     )
-    return tokenizer
 
 
 def render_prompt(question: str, format: str | None = None, thinking: bool = True) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from outlay.testbeds.command import prepare, show
 from outlay.testbeds.searcher.train import TrainConfig
+from outlay.testbeds.watched import progress_bar
 
 DEFAULTS = TrainConfig()
 
@@ -38,16 +39,14 @@ def main(
 ) -> None:
     """Train a searcher from scratch, measure it and save it."""
     import torch
-    from transformers.utils import logging
 
     from outlay.models.local import choose_device
     from outlay.testbeds.searcher.card import save
     from outlay.testbeds.searcher.evaluate import table
     from outlay.testbeds.searcher.train import train
-    from outlay.testbeds.tiny_llama import Progress as State
+    from outlay.testbeds.tiny_llama import Progress
 
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
+    prepare(threads)
     config = TrainConfig(
         steps=steps,
         seed=seed,
@@ -59,19 +58,12 @@ def main(
         ramp=ramp,
     )
     target = choose_device(device)
-    last: list[State] = []
+    last: list[Progress] = []
     recent: list[float] = []
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
+    with progress_bar() as bar:
         job = bar.add_task("training", total=steps, loss=float("nan"))
 
-        def report(state: State) -> None:
+        def report(state: Progress) -> None:
             last[:] = [state]
             recent.append(state.loss)
             del recent[:-100]
@@ -90,8 +82,7 @@ def main(
         model.to("cpu")
     name = torch.cuda.get_device_name(target) if target.type == "cuda" else f"{threads} CPU threads"
     save(out, model, tokenizer, config, rows, last[0], device=name, workers=workers)
-    typer.echo((out / "README.md").read_text())
-    typer.echo(f"saved to {out}")
+    show(out)
 
 
 if __name__ == "__main__":

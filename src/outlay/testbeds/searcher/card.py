@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from outlay.testbeds.cards import facts, save_card, save_parts
 from outlay.testbeds.searcher.evaluate import Row
 from outlay.testbeds.searcher.train import TrainConfig
 from outlay.testbeds.searcher.trees import CHOICES, DECOYS, HELD_OUT
@@ -15,8 +15,6 @@ from outlay.testbeds.tiny_llama import Progress
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-MEASURED = "measured.json"
 
 _CARD = """---
 license: apache-2.0
@@ -93,10 +91,7 @@ def save(
     workers: int,
 ) -> None:
     """Write checkpoint, tokenizer, `measured.json` and README.md into `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # the writer makes it private; packages need it read
+    save_parts(out, model, tokenizer)
     record = {
         "config": asdict(config),
         "workers": workers,
@@ -104,29 +99,15 @@ def save(
         "training": asdict(progress),
         "rows": [asdict(row) for row in rows],
     }
-    (out / MEASURED).write_text(json.dumps(record, indent=1) + "\n")
     card = _CARD.format(
-        parameters=model.num_parameters(),
-        layers=config.layers,
-        hidden=config.hidden,
-        heads=config.heads,
+        **facts(model, config, progress),
         choices=CHOICES,
-        steps=config.steps,
-        seed=config.seed,
-        lr=config.lr,
-        batch_tokens=config.batch_tokens,
-        primer=config.primer,
-        ramp=config.ramp,
         workers=workers,
-        tokens=progress.tokens,
-        minutes=progress.seconds / 60,
         device=device,
-        loss=progress.loss,
         low=config.leaves[0],
         high=config.leaves[1],
         decoys=DECOYS,
-        cut=config.cut,
         held_out=HELD_OUT,
         measured=_measured(rows),
     )
-    (out / "README.md").write_text(card)
+    save_card(out, record, card)

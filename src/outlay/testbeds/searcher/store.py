@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.errors import DependencyError, ModelError
+from outlay.testbeds.checkpoints import check_folder
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -29,8 +30,7 @@ def load(path: str | Path | None = None) -> tuple[LlamaForCausalLM, PreTrainedTo
         DependencyError: without torch and transformers.
     """
     folder = checkpoint_path() if path is None else Path(path)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no checkpoint; train one with outlay.testbeds.searcher")
+    check_folder(folder, "searcher")
     try:
         from safetensors import SafetensorError
         from transformers import AutoTokenizer, LlamaForCausalLM

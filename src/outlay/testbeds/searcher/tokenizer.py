@@ -7,9 +7,10 @@ them. Only `<pad>` and `<eos>` are special. The chat template ends its generatio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from outlay.testbeds.searcher.trees import NAMES
+from outlay.testbeds.word_level import MESSAGES, word_level
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -21,12 +22,7 @@ TAGS = (USER, ASSISTANT, THINK, END_THINK)
 CONTEXT = 320
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message.role == 'assistant' %}<assistant>{{ message.content }}<eos>"
-    "{% elif message.role == 'user' %}<user>{{ message.content }}"
-    "{% else %}{{ raise_exception('this model knows the roles user and assistant only') }}"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant><think>"
+    MESSAGES + "{% if add_generation_prompt %}<assistant><think>"
     "{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}{% endif %}"
 )
 
@@ -38,26 +34,15 @@ def vocabulary() -> dict[str, int]:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer, made from nothing: no files needed."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast as Fast
-
-    # A WordLevel model whose unknown token is not in the vocabulary raises on unknown input.
-    core = Tokenizer(models.WordLevel(vocabulary(), unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    core.decoder = decoders.Fuse()
-    core.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in TAGS])
-    make: Any = Fast  # its constructor has no types
-    tokenizer: PreTrainedTokenizerFast = make(
-        tokenizer_object=core,
-        pad_token=PAD,
-        eos_token=EOS,
-        padding_side="left",
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
+    return word_level(
+        vocabulary(),
+        r"[\s\S]",
+        pad=PAD,
+        eos=EOS,
+        context=CONTEXT,
+        tags=TAGS,
         chat_template=CHAT_TEMPLATE,
-        model_input_names=["input_ids", "attention_mask"],
     )
-    return tokenizer
 
 
 def render_prompt(question: str, thinking: bool = True) -> str:

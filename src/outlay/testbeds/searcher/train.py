@@ -13,12 +13,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from outlay.errors import InputError
+from outlay.testbeds.packing import IGNORED, Batch, Pair, check_batch_tokens, packed
 from outlay.testbeds.searcher.tokenizer import (
     ASSISTANT,
     CONTEXT,
@@ -31,29 +33,21 @@ from outlay.testbeds.searcher.tokenizer import (
     vocabulary,
 )
 from outlay.testbeds.searcher.trees import CHOICES, LEAVES, MAX_LEAVES, sample_puzzle, walks
-from outlay.testbeds.tiny_llama import IGNORED, Batch, Progress, build_llama, check_size, fit
+from outlay.testbeds.tiny_llama import Progress, Recipe, build_llama, fit
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 POOL = 16  # batches that are sorted by length together
+PART = 64  # examples that are drawn together
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Size of the model and of its training.
+class TrainConfig(Recipe):
+    """The recipe of a searcher.
 
     Args:
-        steps: optimiser steps.
-        seed: of weights, data and order.
-        hidden: width of the model.
-        layers: number of layers.
-        heads: attention heads.
         batch_tokens: tokens per step, padding included.
-        lr: peak learning rate.
-        warmup: steps of linear warm-up.
-        weight_decay: of matrices.
-        clip: largest gradient norm.
         leaves: fewest and most leaves of a tree.
         cut: share of searches that are closed by force.
         primer: examples at the start that recite the question.
@@ -64,28 +58,15 @@ class TrainConfig:
     """
 
     steps: int = 5000
-    seed: int = 0
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
     batch_tokens: int = 16_384
-    lr: float = 2e-3
-    warmup: int = 100
-    weight_decay: float = 0.05
-    clip: float = 1.0
     leaves: tuple[int, int] = LEAVES
     cut: float = 0.3
     primer: int = 120_000
     ramp: int = 100_000
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"steps={self.steps}; must be at least 1")
-        check_size(self.hidden, self.heads, self.layers)
-        if self.batch_tokens < CONTEXT:
-            raise InputError(f"batch_tokens={self.batch_tokens}; must be at least {CONTEXT}")
-        if not self.lr > 0:
-            raise InputError(f"lr={self.lr}; must be positive")
+        super().__post_init__()
+        check_batch_tokens(self.batch_tokens, CONTEXT)
         low, high = self.leaves
         if not CHOICES <= low <= high <= MAX_LEAVES:
             raise InputError(
@@ -133,7 +114,7 @@ def examples(config: TrainConfig, part: int = 0, parts: int = 1) -> Iterator[Exa
         made += 1
 
 
-def encode(example: Example, known: Mapping[str, int]) -> tuple[list[int], list[int]]:
+def encode(example: Example, known: Mapping[str, int]) -> Pair:
     """Token ids and labels of an example, as the tokenizer with the vocabulary `known` has them."""
     prompt = [known[token] for token in (USER, *example.question, ASSISTANT, THINK)]
     rest = [known[token] for token in (*example.tokens, EOS)]
@@ -158,29 +139,13 @@ class Batches(IterableDataset[Batch]):
         stream = examples(config, part, parts)
         rng = random.Random(f"order:{config.seed}:{part}")
         known = vocabulary()
-        while True:
-            pairs: list[tuple[list[int], list[int]]] = []
-            while sum(len(ids) for ids, _ in pairs) < POOL * config.batch_tokens:
-                pairs += [encode(next(stream), known) for _ in range(64)]
-            pairs.sort(key=lambda pair: len(pair[0]))
-            groups: list[list[tuple[list[int], list[int]]]] = [[]]
-            for pair in pairs:
-                if (len(groups[-1]) + 1) * len(pair[0]) > config.batch_tokens:
-                    groups.append([])
-                groups[-1].append(pair)
-            rng.shuffle(groups)
-            for group in groups:
-                yield _padded(group, known[PAD])
-
-
-def _padded(group: list[tuple[list[int], list[int]]], pad: int) -> Batch:
-    width = max(len(ids) for ids, _ in group)
-    ids_BT = torch.full((len(group), width), pad)
-    labels_BT = torch.full((len(group), width), IGNORED)
-    for row, (ids, labels) in enumerate(group):
-        ids_BT[row, : len(ids)] = torch.tensor(ids)
-        labels_BT[row, : len(ids)] = torch.tensor(labels)
-    return ids_BT, labels_BT
+        return packed(
+            ([encode(next(stream), known) for _ in range(PART)] for _ in count()),
+            pad=known[PAD],
+            batch_tokens=config.batch_tokens,
+            pool=POOL,
+            rng=rng,
+        )
 
 
 def train(
@@ -203,28 +168,16 @@ def train(
     """
     tokenizer = build_tokenizer()
     model = build_llama(
+        config,
         vocabulary=len(tokenizer),
         context=CONTEXT,
-        hidden=config.hidden,
-        layers=config.layers,
-        heads=config.heads,
         eos=int(tokenizer.eos_token_id),
         pad=int(tokenizer.pad_token_id),
-        seed=config.seed,
     )
     model.to(device)
     loader = DataLoader(Batches(config), batch_size=None, num_workers=workers)
     moved = ((ids_BT.to(device), labels_BT.to(device)) for ids_BT, labels_BT in loader)
     # Without its cache, which would keep the first step's weights for the whole training.
     with torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False):
-        fit(
-            model,
-            moved,
-            steps=config.steps,
-            lr=config.lr,
-            warmup=config.warmup,
-            weight_decay=config.weight_decay,
-            clip=config.clip,
-            report=report,
-        )
+        fit(model, moved, config, report)
     return model.to("cpu"), tokenizer

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from outlay.testbeds.command import prepare
+from outlay.testbeds.watched import progress_bar
 
 
 def main(
@@ -29,9 +31,6 @@ def main(
     measure_only: Annotated[bool, typer.Option(help="Measure what is in the folder.")] = False,
 ) -> None:
     """Train a seer, measure it on held-out scenes and save it."""
-    import torch
-    from transformers.utils import logging
-
     from outlay.testbeds.seer.card import measure, save
     from outlay.testbeds.seer.check import holds
     from outlay.testbeds.seer.model import size_of
@@ -39,8 +38,7 @@ def main(
     from outlay.testbeds.seer.store import load, record
     from outlay.testbeds.seer.train import train
 
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
+    prepare(threads)
     if not measure_only:
         size_of(size)
         config = replace(DEFAULTS[size], seed=seed)
@@ -49,14 +47,7 @@ def main(
         if llm_steps is not None:
             config = replace(config, llm_steps=llm_steps)
         first = None if size == "S" else load("S", start)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns) as bar:
+        with progress_bar() as bar:
             jobs = {
                 stage: bar.add_task(stage, total=steps, loss=float("nan"))
                 for stage, steps in (("tower", config.tower_steps), ("llm", config.llm_steps))

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from outlay.errors import InputError
+from outlay.testbeds.adam import Adam
 from outlay.testbeds.seer.model import Seer, Size, build, look, normalised, size_of, tiles
 from outlay.testbeds.seer.questions import BOS, Packed, draw, pack
 from outlay.testbeds.seer.recipe import Report, TrainConfig, Training, drawing
@@ -37,41 +38,30 @@ PULLS = (0.0, 0.5, 2.0)
 """How much a dropped batch prefers tokens that the CLS token attends to."""
 
 
-class Optimiser:
+class Optimiser(Adam):
     """AdamW with warm-up, cosine decay and clipped gradients over some modules."""
 
     def __init__(self, modules: list[nn.Module], lr: float, steps: int, config: TrainConfig):
-        self.parameters = [p for module in modules for p in module.parameters()]
-        matrices = [p for p in self.parameters if p.ndim > 1]
-        vectors = [p for p in self.parameters if p.ndim <= 1]
-        self.adam = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=lr,
-            betas=(0.9, 0.98),
-        )
-
         def rate(step: int) -> float:
             if step < config.warmup:
                 return (step + 1) / config.warmup
             part = (step - config.warmup) / max(1, steps - config.warmup)
             return LOWEST + (1 - LOWEST) * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
 
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, rate)
-        self.clip = config.clip
+        super().__init__(
+            [p for module in modules for p in module.parameters()],
+            lr=lr,
+            weight_decay=config.weight_decay,
+            clip=config.clip,
+            schedule=lambda adam: torch.optim.lr_scheduler.LambdaLR(adam, rate),
+        )
 
     def step(self, loss: torch.Tensor) -> float:
         """One update; returns the loss."""
         value = loss.item()
         if not math.isfinite(value):
             raise InputError(f"the loss is {value}; choose a smaller learning rate")
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.adam.step()
-        self.schedule.step()
-        self.adam.zero_grad(set_to_none=True)
+        self.update(loss)
         return value
 
 

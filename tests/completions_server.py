@@ -3,13 +3,9 @@ thinking."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from typing import Any
+from contextlib import AbstractContextManager
 
+from json_server import JsonHandler, JsonServer, running
 from outlay.decode.thinking_budget import ThinkingBudget
 from outlay.models.base import SamplingParams
 from outlay.models.local import LocalModel
@@ -17,18 +13,14 @@ from outlay.models.local import LocalModel
 MODEL = "tiny"
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(JsonHandler):
     server: Server
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         self.reply({"object": "list", "data": [{"id": MODEL, "owned_by": self.server.kind}]})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         self.server.requests.append(body)
         model = self.server.model
         stop = tuple(body.get("stop", ()))
@@ -64,36 +56,13 @@ class Handler(BaseHTTPRequestHandler):
             }
         )
 
-    def reply(self, value: Any) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
+class Server(JsonServer):
     def __init__(self, model: LocalModel, kind: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.model, self.kind = model, kind
-        self.requests: list[dict[str, Any]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
-@contextmanager
-def serving(model: LocalModel, kind: str = "someone") -> Iterator[Server]:
+def serving(model: LocalModel, kind: str = "someone") -> AbstractContextManager[Server]:
     """Serve `model`; kind "vllm" takes the stop string off and says which one it was."""
-    server = Server(model, kind)
-    thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+    return running(Server(model, kind))
