@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from completions_server import MODEL, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_networks import tiny_llama
 
+from completions_server import MODEL, serving
 from outlay.budget import Budget
 from outlay.cache.base import Over
 from outlay.cache.loop import FullCache

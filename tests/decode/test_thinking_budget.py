@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from completions_server import MODEL, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from completions_server import MODEL, serving
 from outlay.budget import Budget
 from outlay.decode.base import Decoder, ThinkResult
 from outlay.decode.delimiters import resolve
