@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +18,12 @@ from outlay.errors import InputError
 from outlay.evals.base import Mark
 from outlay.figure import UNITS, by_stack, short
 from outlay.frontier import Point, points
+from outlay.html import template
 from outlay.ledger import Totals
 from outlay.paired import verdicts
 from outlay.records import GAUGED, Axis, Key, Prices, Record, unique
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from rich.table import Table
 
 SHOWN = {
@@ -159,7 +158,7 @@ def write_report(
         sections.append(_section(task, view, mine, task_points, found))
     examples = [_example(record, (details or {}).get(record.key, Detail({}))) for record in records]
     flagged = dict.fromkeys(note for record in records for note in record.ledger.notes())
-    page: str = _template().render(
+    page: str = template("report.html.j2").render(
         title=title,
         meta=[(str(name), _plain(value)) for name, value in (meta or {}).items()],
         sections=sections,
@@ -177,21 +176,6 @@ def write_report(
     draft.write_text(page, encoding="utf-8")
     draft.replace(target)
     return target
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("outlay"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # texts keep their order
-    return environment.get_template("report.html.j2")
 
 
 def _section(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from outlay.proofs import g_search, hired, tokenflex
+from outlay.proofs import g_search, hired, tokenflex_claims
 from outlay.proofs import zero_tprune_claims as tprune
 from outlay.proofs.base import Check
 from outlay.proofs.g_search_outcomes import Outcomes
@@ -50,11 +50,13 @@ def held(checks: Sequence[Check]) -> list[bool | None]:
 
 
 def table(fine: float, coarse: float) -> np.ndarray:
-    kinds = tokenflex.KINDS
-    return np.stack([right(fine if kind in tokenflex.FINE else coarse) for kind in kinds], axis=1)
+    kinds = tokenflex_claims.KINDS
+    return np.stack(
+        [right(fine if kind in tokenflex_claims.FINE else coarse) for kind in kinds], axis=1
+    )
 
 
-FEW, MIDDLE, MANY = tokenflex.COUNTS
+FEW, MIDDLE, MANY = tokenflex_claims.COUNTS
 
 
 @pytest.mark.parametrize(
@@ -69,10 +71,10 @@ def test_specialists_fall_where_flex_is_above_them_on_fine_questions(
     flex: float, fixed: float, holds: list[bool]
 ) -> None:
     # Coarse questions say the contrary, and so does the specialist at its own count.
-    tables = {("flex", n): table(flex, fixed) for n in tokenflex.COUNTS}
+    tables = {("flex", n): table(flex, fixed) for n in tokenflex_claims.COUNTS}
     tables |= {("fixed-144", n): table(fixed, flex) for n in (FEW, MIDDLE)}
     tables |= {("fixed-144", MANY): table(2 * flex - fixed, fixed)}
-    checks = tokenflex._specialists_fall(tables)
+    checks = tokenflex_claims.specialists_fall(tables)
     assert held(checks) == holds
     assert [check.measured for check in checks] == pytest.approx([flex - fixed] * 2)
 
@@ -83,18 +85,18 @@ def test_specialists_fall_where_flex_is_above_them_on_fine_questions(
 def test_parity_holds_where_flex_is_not_far_below_its_specialists(
     flex: float, fixed: float, holds: bool
 ) -> None:
-    tables = {("flex", n): table(flex, flex) for n in tokenflex.COUNTS}
-    tables |= {(f"fixed-{n}", n): table(fixed, fixed) for n in tokenflex.COUNTS}
-    checks = tokenflex._parity(tables)
+    tables = {("flex", n): table(flex, flex) for n in tokenflex_claims.COUNTS}
+    tables |= {(f"fixed-{n}", n): table(fixed, fixed) for n in tokenflex_claims.COUNTS}
+    checks = tokenflex_claims.parity(tables)
     assert held(checks) == [holds] * 3
     assert [check.measured for check in checks] == pytest.approx([flex - fixed] * 3)
 
 
 def test_parity_is_with_the_specialist_of_the_same_count() -> None:
-    tables = {("flex", n): table(0.5, 0.5) for n in tokenflex.COUNTS}
+    tables = {("flex", n): table(0.5, 0.5) for n in tokenflex_claims.COUNTS}
     tables |= {(f"fixed-{n}", m): table(0.9, 0.9) for n in (FEW, MANY) for m in (FEW, MANY)}
     tables |= {("fixed-36", MIDDLE): table(0.4, 0.4)}
-    assert held(tokenflex._parity(tables)) == [False, True, False]
+    assert held(tokenflex_claims.parity(tables)) == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_fine_questions_gain_from_tokens_and_coarse_ones_do_not(
 ) -> None:
     tables = {("flex", n): table(*accuracies) for n, accuracies in ((FEW, few), (MANY, many))}
     tables |= {("flex", MIDDLE): table(*few)}
-    checks = tokenflex._who_gains(tables)
+    checks = tokenflex_claims.who_gains(tables)
     assert held(checks) == holds
     fine, coarse = many[0] - few[0], many[1] - few[1]
     assert [c.measured for c in checks] == pytest.approx([fine, coarse, fine - coarse])
@@ -120,15 +122,15 @@ def test_fine_questions_gain_from_tokens_and_coarse_ones_do_not(
 def test_changes_of_tokenflex_are_reported_with_the_sides_that_they_name() -> None:
     tables = {("flex-mlp", FEW): table(0.5, 0.9), (f"fixed-{FEW}", FEW): table(0.7, 0.7)}
     tables |= {("flex", 4): table(0.2, 0.8), ("flex", MANY): table(0.6, 0.9)}
-    gate, reach = tokenflex._changes(tables)
+    gate, reach = tokenflex_claims.changes(tables)
     assert held([gate, reach]) == [None, None]
-    fine = len(tokenflex.FINE) / len(tokenflex.KINDS)
+    fine = len(tokenflex_claims.FINE) / len(tokenflex_claims.KINDS)
     assert gate.measured == pytest.approx(-0.2 * fine + 0.2 * (1 - fine))
     assert "fine -0.200" in gate.note
     assert "coarse +0.200" in gate.note
     assert reach.measured == pytest.approx(0.4)
     assert "coarse +0.100" in reach.note
-    assert len(tokenflex._changes({k: v for k, v in tables.items() if k != ("flex", 4)})) == 1
+    assert len(tokenflex_claims.changes({k: v for k, v in tables.items() if k != ("flex", 4)})) == 1
 
 
 # -- HiRED: (scenes, kinds) by method and rate ----------------------------------------------------

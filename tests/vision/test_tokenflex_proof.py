@@ -12,7 +12,7 @@ import torch
 from tests.fashion import needs_fashion
 
 from outlay.errors import InputError, ResultsError
-from outlay.proofs import tokenflex, tokenflex_runs
+from outlay.proofs import tokenflex, tokenflex_claims, tokenflex_runs
 from outlay.proofs.tokenflex_runs import ARMS, FINE, KINDS, Plan, bed, by_method, cell, right
 from outlay.testbeds.seer.model import build
 from outlay.vision.tokenflex import TokenFlex
@@ -154,13 +154,13 @@ def test_a_gap_is_the_mean_over_scenes_of_their_own_means() -> None:
     one[0, [digit, garment]], two[0, [digit, garment]] = [1, 0], [0, 0]  # 0.5
     one[1, digit], two[1, digit] = 1, 0  # 1
     one[2, garment], two[2, garment] = 0, 1  # -1; the last scene has no fine question
-    mean, lo, hi = tokenflex.gap(one, two, FINE)
+    mean, lo, hi = tokenflex_claims.gap(one, two, FINE)
     assert mean == pytest.approx(0.5 / 3)
     assert lo < mean < hi
-    assert tokenflex.gap(one, one, FINE)[0] == 0
+    assert tokenflex_claims.gap(one, one, FINE)[0] == 0
 
 
 def test_the_expected_share_is_that_of_the_draws() -> None:
-    assert pytest.approx(84.6 / 144) == tokenflex.SHARE
+    assert pytest.approx(84.6 / 144) == tokenflex_claims.SHARE
     drawn = [ARMS["flex"].draw(0).at(step)[0] for step in range(900)]
-    assert abs(np.mean(drawn) / 144 - tokenflex.SHARE) < tokenflex.SHARE_OFF
+    assert abs(np.mean(drawn) / 144 - tokenflex_claims.SHARE) < tokenflex_claims.SHARE_OFF

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from outlay.audit.coin import SAID, Report
+from outlay.html import template
 
 OFFLINE = (
     "a file cannot show that the challenge was drawn after the commitment: that is yours to know"
@@ -45,16 +46,7 @@ def lines(report: Report, *, live: bool) -> list[str]:
 
 def write_page(path: Path, reports: Mapping[str, Report], *, live: bool) -> None:
     """Write one page about all reports."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("outlay"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("audit.html.j2").render(
+    page = template("audit.html.j2").render(
         reports=[(name, report, lines(report, live=live)) for name, report in reports.items()],
         limits=[DISCLOSED, LIMITS],
     )

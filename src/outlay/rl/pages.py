@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.chart import layout
+from outlay.html import template
 from outlay.machine import sentence
 from outlay.rl import grid_compare
 from outlay.rl.base import Method
@@ -20,8 +20,6 @@ from outlay.rl.grid_results import CellResult
 from outlay.rl.pages_chart import StepChart, smooth, step_chart
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-
     from outlay.rl.running import Training
 
 _WINDOW = 10
@@ -143,7 +141,7 @@ def _page(path: Path, *, results: Sequence[CellResult], baseline: str | None, **
                 "gaps": _gaps(evaluated, temperature, baseline),
             }
         )
-    page = _template().render(
+    page = template("training.html.j2").render(
         **given,
         sections=sections,
         baseline=baseline,
@@ -228,20 +226,6 @@ def _knobs(method: Method) -> dict[str, Any]:
     from outlay.rl.manifest import knobs
 
     return knobs(method)
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("outlay"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("training.html.j2")
 
 
 def _plain(value: Any) -> str:
