@@ -1,6 +1,5 @@
-"""Records, points, fronts, intervals, paired comparisons and pictures."""
+"""Records, points, fronts and paired comparisons."""
 
-import itertools
 import json
 import math
 import pickle
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from outlay.budget import Budget
 from outlay.cost import Price
 from outlay.errors import InputError, ResultsError
-from outlay.figure import _look, linear_ticks, log_ticks, short, spread
 from outlay.frontier import (
     Point,
     Record,
@@ -23,13 +21,11 @@ from outlay.frontier import (
     cost_ratio,
     paired,
     pareto,
-    plot,
     points,
     quality_at,
     verdicts,
 )
 from outlay.ledger import Ledger
-from outlay.stats import mean_interval, pass_at_k, resample_means, sign_flip_p, wilson
 
 
 def bill(generated=10, *, forced=0, prompt=5, verifier=0):
@@ -171,118 +167,6 @@ def test_tasks_methods_and_budgets_make_points_in_order_of_appearance():
 def test_impossible_levels_are_refused(option):
     with pytest.raises(InputError):
         points([record(0, 1.0)], **option)
-
-
-# Intervals
-
-QUALITIES = st.lists(st.floats(0, 1, allow_subnormal=False), min_size=2, max_size=30)
-
-
-@settings(max_examples=30)
-@given(QUALITIES, st.integers(0, 5))
-def test_resampling_equals_a_loop_over_the_same_draws(values, seed):
-    fast = resample_means(np.array(values)[:, None], 40, seed)[:, 0]
-    rng = np.random.default_rng(seed)
-    slow = [np.mean([values[i] for i in rng.integers(0, len(values), len(values))]) for _ in fast]
-    assert np.allclose(fast, slow)
-
-
-def test_resampling_in_blocks_changes_nothing(monkeypatch):
-    values = np.linspace(0, 1, 7)[:, None]
-    whole = resample_means(values, 50, 1)
-    monkeypatch.setattr("outlay.stats._BLOCK", 20)
-    assert np.array_equal(resample_means(values, 50, 1), whole)
-
-
-@settings(max_examples=50)
-@given(QUALITIES)
-def test_an_interval_holds_its_mean_and_stays_in_range(values):
-    found = mean_interval(np.array(values), resamples=200)
-    assert 0 <= found.lo <= found.hi <= 1 + 1e-12
-    assert min(values) - 1e-12 <= found.mean <= max(values) + 1e-12
-
-
-def test_the_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(200):
-        found = mean_interval(rng.beta(2, 5, size=60), resamples=300, seed=trial)
-        hits += found.lo <= 2 / 7 <= found.hi
-    assert 0.88 <= hits / 200 <= 0.99
-
-
-def test_wilson_agrees_with_published_values():
-    # Newcombe (1998), table I, method 3: 81/263 and 15/148, 0/20, 1/29.
-    for successes, n, lo, hi in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0000, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ):
-        assert wilson(successes, n) == pytest.approx((lo, hi), abs=6e-5)
-
-
-def test_all_right_is_not_certainty():
-    found = mean_interval(np.ones(5))
-    assert (found.mean, found.hi, found.method) == (1.0, 1.0, "wilson")
-    assert found.lo == pytest.approx(0.5655, abs=1e-4)
-    many = mean_interval(np.ones(400))
-    assert many.method == "wilson"
-    assert many.lo < 1
-
-
-def test_equal_values_get_a_bound_or_no_interval_at_all():
-    found = mean_interval(np.full(4, 0.5))
-    assert found.method == "bound"
-    assert 0 < found.lo < 0.5 < found.hi < 1
-    assert mean_interval(np.full(40, 0.5)).lo > found.lo
-    nats = mean_interval(np.full(4, 2.5))
-    assert (nats.lo, nats.hi, nats.method) == (None, None, "none")
-    forced = mean_interval(np.full(4, 2.5), method="bootstrap")
-    assert forced.lo == forced.hi == 2.5
-
-
-def test_small_binary_samples_use_wilson_and_large_mixed_ones_the_bootstrap():
-    assert mean_interval(np.array([0.0, 1.0] * 5)).method == "wilson"
-    assert mean_interval(np.array([0.0, 1.0] * 50)).method == "bootstrap"
-    with pytest.raises(InputError, match="0/1 qualities"):
-        mean_interval(np.array([0.0, 0.5]), method="wilson")
-
-
-@pytest.mark.parametrize("values", [[], [float("nan")]])
-def test_no_or_broken_values_are_refused(values):
-    with pytest.raises(InputError):
-        mean_interval(np.array(values))
-
-
-@given(st.lists(st.integers(-5, 5), min_size=1, max_size=9))
-def test_sign_flip_p_counts_all_patterns(gaps):
-    sums = [
-        abs(sum(s * g for s, g in zip(signs, gaps, strict=True)))
-        for signs in itertools.product((1, -1), repeat=len(gaps))
-    ]
-    exact = sum(value >= abs(sum(gaps)) for value in sums) / len(sums)
-    assert sign_flip_p(np.array(gaps)) == pytest.approx(exact)
-
-
-def test_sampled_sign_flips_approach_the_exact_value(monkeypatch):
-    gaps = np.array([1.0, 2.0, -1.0, 3.0, 0.5, 2.5, -0.5, 1.5, 1.0, 2.0])
-    exact = sign_flip_p(gaps)
-    monkeypatch.setattr("outlay.stats._EXACT_FLIPS", 3)
-    assert sign_flip_p(gaps, resamples=20_000) == pytest.approx(exact, abs=0.01)
-
-
-@given(st.integers(1, 8), st.data())
-def test_pass_at_k_equals_enumeration(n, data):
-    correct, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
-    draws = list(itertools.combinations([True] * correct + [False] * (n - correct), k))
-    assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, draws)) / len(draws))
-
-
-@pytest.mark.parametrize("bad", [(5, 6, 1), (5, -1, 1), (5, 2, 0), (5, 2, 6)])
-def test_pass_at_k_refuses_impossible_counts(bad):
-    with pytest.raises(InputError):
-        pass_at_k(*bad)
 
 
 # Fronts and curves
@@ -485,97 +369,3 @@ def test_a_ratio_needs_examples_that_every_point_shares():
         cost_ratio([record(0, 1.0)], [record(1, 1.0)], 0.5)
     with pytest.raises(InputError, match="no example"):
         cost_ratio([], [record(1, 1.0)], 0.5)
-
-
-# Pictures
-
-
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-def test_a_picture_is_written_in_each_format(tmp_path, suffix):
-    cloud = [
-        point(10 * k, 0.1 * k, stack="a $x$ <b>", lo=0.1 * k - 0.05, hi=0.1 * k + 0.05)
-        for k in (1, 2, 8)
-    ] + [point(12, 0.3, stack="other")]
-    path = plot(cloud, tmp_path / f"front.{suffix}", title="T", metric="accuracy")
-    data = path.read_bytes()
-    assert data.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
-    if suffix == "svg":
-        text = data.decode()
-        for words in ("a $x$ &lt;b&gt;", "other", "log scale", "accuracy"):
-            assert words in text
-        assert (
-            plot(cloud, tmp_path / "again.svg", title="T", metric="accuracy").read_bytes() == data
-        )
-
-
-def test_many_curves_have_a_legend_with_the_best_first(tmp_path):
-    few = [point(10 * k, 0.05 * k + 0.1, stack=f"method {k}") for k in range(1, 8)]
-    many = [point(10 * k, 0.05 * k + 0.1, stack=f"method {k}") for k in range(1, 12)]
-    assert 'id="legend' not in plot(few, tmp_path / "few.svg").read_text()
-    text = plot(many, tmp_path / "many.svg").read_text()
-    legend = text[text.index('id="legend') :]
-    places = [legend.index(f"method {k}<") for k in range(11, 0, -1)]
-    assert places == sorted(places)
-    looks = {_look(index) for index in range(21)}
-    assert len(looks) == 21  # colours come again, with another line and another marker
-    assert _look(0)[0] == _look(7)[0]
-    assert _look(0)[1:] != _look(7)[1:]
-    assert _look(0)[2] != _look(7)[2]
-
-
-def test_a_single_point_and_equal_costs_can_be_drawn(tmp_path):
-    plot([point(5, 0.5)], tmp_path / "one.png")
-    plot([point(0, 0.5), point(0, 0.6, stack="n")], tmp_path / "same.png")
-
-
-@pytest.mark.parametrize(
-    ("cloud", "name", "words"),
-    [
-        ([], "a.png", "no points"),
-        ([point(1, 1)], "a.jpeg", "ends in .png"),
-        ([point(1, 1), points([record(0, 1.0)], axis="all")[0]], "a.png", "several tasks or axes"),
-    ],
-)
-def test_a_picture_that_makes_no_sense_is_refused(tmp_path, cloud, name, words):
-    with pytest.raises(InputError, match=words):
-        plot(cloud, tmp_path / name)
-
-
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=6))
-def test_labels_keep_their_distance_and_order(wanted):
-    placed = spread(wanted, 5.0, 0.0, 100.0)
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    assert all(placed[b] - placed[a] >= 5 - 1e-9 for a, b in itertools.pairwise(order))
-    assert min(placed) >= -1e-9
-    assert max(placed) <= 100 + 1e-9
-
-
-@given(st.floats(1e-6, 1e9), st.floats(1.5, 1e6))
-def test_log_ticks_are_round_and_inside(lo, factor):
-    marks = log_ticks(lo, lo * factor)
-    assert marks == sorted(set(marks))
-    assert all(lo <= mark <= lo * factor for mark in marks)
-    assert len(marks) <= 30
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
-def test_linear_ticks_are_few_and_inside(lo, width):
-    marks = linear_ticks(lo, lo + width)
-    assert 2 <= len(marks) <= 12
-    assert all(lo - 1e-6 * width <= mark <= lo + width + 1e-6 * width for mark in marks)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (12, "12"),
-        (999.99, "1k"),
-        (3400, "3.4k"),
-        (1.2345e12, "1.23T"),
-        (0.0123, "0.0123"),
-        (1e-7, "1.00e-07"),
-    ],
-)
-def test_numbers_are_short(value, text):
-    assert short(value) == text

@@ -84,6 +84,20 @@ def test_every_field_of_a_cell_decides_its_key() -> None:
     assert len({cell.key for cell in (TINY, *others)}) == 8
 
 
+def test_processes_that_share_a_gpu_give_what_one_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only this process believes in a GPU: those that it starts look for themselves."""
+    cells = [TINY, replace(TINY, seed=1), TINY]
+    one_by_one = run_cells(cells, tmp_path / "one", silent)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    said: list[str] = []
+    shared = run_cells(cells, tmp_path / "shared", said.append)
+    assert len(said) == 2  # a cell that is asked for twice is trained once
+    for one, other in zip(one_by_one, shared, strict=True):
+        assert (one.cell, one.right, one.loss) == (other.cell, other.right, other.loss)
+
+
 def test_damaged_stores_are_named(tmp_path: Path) -> None:
     (tmp_path / f"{TINY.key}.json").write_text("{}")
     with pytest.raises(ResultsError, match="delete it and run again"):

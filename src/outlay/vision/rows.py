@@ -30,7 +30,6 @@ class Rows:
         self.keep_BT = keep_BT
         self.decoding = False
         self.prompt = keep_BT.shape[1]
-        text_BT = seen.text
         # The host waits once, for the counts that decide shapes.
         counts = torch.stack(
             [
@@ -40,7 +39,7 @@ class Rows:
                     keep_BT & seen.visual_BT,
                     keep_BT & seen.valid_BT,
                     seen.visual_BT,
-                    text_BT,
+                    seen.text,
                 )
             ]
         ).tolist()

@@ -43,8 +43,6 @@ def places(seen: Seen, parts: Parts, position_ids: Tensor | None = None) -> Tens
         made.append(at_K3)
         flat.append(picture.row * length + picture.host_K)
     found_BT3 = torch.zeros(*seen.visual_BT.shape, 3, device=device)
-    if len({at_K3.device for at_K3 in made}) > 1:
-        made = [at_K3.to(device) for at_K3 in made]
     found_BT3.view(-1, 3)[torch.cat(flat).to(device)] = torch.cat(made).to(device)
     return found_BT3
 
