@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from outlay.machine import commit, machine, today
 
@@ -79,27 +80,37 @@ def faster(case: str, ours: Sequence[float], theirs: Sequence[float], peer: str,
     )
 
 
-def write(name: str, rows: Sequence[Row]) -> Path:
-    """Write `results/benchmarks/<name>.json` and the same as a Markdown table."""
+def write(name: str, rows: Sequence[Row], where: Mapping[str, Any] | None = None) -> Path:
+    """Write `results/benchmarks/<name>.json` and the same as a Markdown table.
+
+    Args:
+        name: of the benchmark.
+        rows: what was measured.
+        where: the machine, if the figures were stored on another one.
+    """
     RESULTS.mkdir(parents=True, exist_ok=True)
+    where = where or machine()
     data = {
         "name": name,
         "date": today(),
         "commit": commit(),
-        "machine": machine(),
+        "machine": dict(where),
         "rows": [asdict(row) for row in rows],
     }
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(table(name, rows), encoding="utf-8")
-    print(table(name, rows))
+    shown = table(name, rows, where)
+    path.with_suffix(".md").write_text(shown, encoding="utf-8")
+    print(shown)
     print(f"wrote {path}")
     return path
 
 
-def table(name: str, rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = [f"# {name}", "", f"{today()}, {machine()['cpu']}, load {machine().get('load')}.", ""]
+def table(name: str, rows: Sequence[Row], where: Mapping[str, Any] | None = None) -> str:
+    """The rows as a Markdown table; `where` as in `write`."""
+    where = where or machine()
+    about = where.get("gpu") or where["cpu"]
+    lines = [f"# {name}", "", f"{today()}, {about}, load {where.get('load')}.", ""]
     lines += ["| case | unit | ours | theirs | peer | ratio | spread | note |", "|---" * 8 + "|"]
     for row in rows:
         spread = "" if row.spread is None else f"{row.spread[0]:.2f} to {row.spread[1]:.2f}"

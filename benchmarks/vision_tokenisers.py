@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--train", action="store_true", help="accuracy instead of time")
     if parser.parse_args().train:
-        write("vision_tokenisers_trained", _accuracies())
+        write("vision_tokenisers_trained", *_accuracies())
         return
     warn_if_busy()
     torch.set_num_threads(1)
@@ -82,8 +83,9 @@ def main() -> None:
     write("vision_tokenisers", rows)
 
 
-def _accuracies() -> list[Row]:
-    """Accuracy of every tokeniser against patches, on the most garments of the proof's plan."""
+def _accuracies() -> tuple[list[Row], dict[str, Any]]:
+    """Accuracy of every tokeniser against patches, on the most garments of the proof's plan, and
+    the machine that trained them."""
     plan = PLANS["gpu"]["garments"]
     plan = replace(plan, samples=plan.samples[-1:])
     seeds = list(range(SEEDS["gpu"]))
@@ -109,7 +111,6 @@ def _accuracies() -> list[Row]:
         )
         late = " (chosen after shorter runs were seen)" if name.endswith(STARTED) else ""
         ours, theirs = (float(np.mean([o.accuracy for o in side])) for side in (part, patches))
-        about = part[0].about["machine"]
         rows.append(
             Row(
                 f"{name}{late}",
@@ -120,11 +121,10 @@ def _accuracies() -> list[Row]:
                 ours / theirs,
                 None,
                 f"difference {gap.mean:+.4f} [{gap.lo:+.4f}, {gap.hi:+.4f}], by seed {by_seed}; "
-                f"{part[0].cell.samples} garments, {part[0].cell.seen} pictures seen, n={gap.n}; "
-                f"trained on {about.get('gpu', about['cpu'])}",
+                f"{part[0].cell.samples} garments, {part[0].cell.seen} pictures seen, n={gap.n}",
             )
         )
-    return rows
+    return rows, patches[0].about["machine"]
 
 
 def _call(module: torch.nn.Module, image: torch.Tensor) -> Callable[[], object]:
